@@ -65,6 +65,10 @@ const (
 	Staff    ActorKind = "staff"
 	System   ActorKind = "system"
 	Operator ActorKind = "operator"
+
+	// Anonymous is whoever gave no credentials that hold. The authority table
+	// grants it nothing; its refused commands and failed reads are on record.
+	Anonymous ActorKind = "anonymous"
 )
 
 // Via is the path by which a command or a read came in.
@@ -168,6 +172,10 @@ func EventID(command uuid.UUID, n int) uuid.UUID {
 	}
 	return uuid.NewSHA1(command, fmt.Appendf(nil, "event %d", n))
 }
+
+// Sealed is personal data that only the keyring can open. Its key is destroyed
+// when the person it is about is forgotten.
+type Sealed []byte
 
 // A Refusal is a no that the asker may read. Any other error is a fault.
 type Refusal struct {
