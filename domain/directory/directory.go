@@ -5,6 +5,8 @@
 package directory
 
 import (
+	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -115,29 +117,21 @@ func (d *Directory) Seq() uint64 {
 	return d.seq
 }
 
-// Reached returns a channel that is closed when seq is known.
-func (d *Directory) Reached(seq uint64) <-chan struct{} {
-	done := make(chan struct{})
-	d.mu.RLock()
-	known, waiting := d.seq >= seq, d.waiting
-	d.mu.RUnlock()
-	if known {
-		close(done)
-		return done
-	}
-	go func() {
-		for {
-			<-waiting
-			d.mu.RLock()
-			known, waiting = d.seq >= seq, d.waiting
-			d.mu.RUnlock()
-			if known {
-				close(done)
-				return
-			}
+// Await returns when the events up to seq are known.
+func (d *Directory) Await(ctx context.Context, seq uint64) error {
+	for {
+		d.mu.RLock()
+		known, waiting := d.seq >= seq, d.waiting
+		d.mu.RUnlock()
+		if known {
+			return nil
 		}
-	}()
-	return done
+		select {
+		case <-waiting:
+		case <-ctx.Done():
+			return fmt.Errorf("directory: wait for ledger sequence %d: %w", seq, ctx.Err())
+		}
+	}
 }
 
 func (d *Directory) fold(rec domain.Recorded) {
