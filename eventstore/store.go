@@ -1,0 +1,250 @@
+// Package eventstore keeps the log: every fact, in the order it was recorded,
+// on NATS JetStream. It appends, it reads back, and it never edits.
+//
+// One command is one message: the one to n events of one aggregate. Facts of
+// few, long-lived aggregates lie on one subject each, and the subject's last
+// sequence is their lock. Emails lie on a few partitions; the process that owns
+// a partition is their lock.
+package eventstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"postbook.dev/postbook/domain"
+)
+
+// The names of the logs. Emails lie on the logs that MailLog names.
+const (
+	Ledger  = "LEDGER"  // facts of every aggregate that is not an email
+	Asked   = "ASKED"   // refused commands, with their answers
+	Access  = "ACCESS"  // every read
+	Content = "CONTENT" // sealed bodies and attachments
+	Timers  = "TIMERS"  // what is due later
+	Dead    = "DEAD"    // what workers gave up on
+	Once    = "ONCE"    // which requests have been answered already
+)
+
+// MailLog is the log of one partition of the emails, such as "MAIL_00".
+func MailLog(partition int) string { return fmt.Sprintf("MAIL_%02d", partition) }
+
+// Partition is where an email's facts lie: the FNV-1a hash of its id in text
+// form. It is computed over the email, so that a large account is spread out.
+func Partition(email uuid.UUID, partitions int) int {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(email.String()))
+	return int(h.Sum32() % uint32(partitions))
+}
+
+// Durability is what an answer of the embedded log promises about the disk.
+type Durability string
+
+// The durabilities. An external cluster has its own, and this setting does not
+// reach it.
+const (
+	Fsync    Durability = "fsync"    // on disk before it is acknowledged
+	Interval Durability = "interval" // handed to the kernel; on disk within syncInterval
+)
+
+var (
+	// ErrConflict says that the aggregate has moved on since it was read.
+	ErrConflict = errors.New("eventstore: the aggregate has moved on")
+	// ErrFenced says that somebody else has claimed the partition.
+	ErrFenced = errors.New("eventstore: the partition has another owner")
+	// ErrNoEntry says that the log holds nothing there.
+	ErrNoEntry = errors.New("eventstore: no such entry")
+	// ErrUnavailable says that the server cannot be reached, or does not write.
+	// Whether the facts were recorded is then unknown until the log is read.
+	ErrUnavailable = errors.New("eventstore: the log is not available")
+)
+
+// Config says where the log is and how it is kept.
+type Config struct {
+	Dir        string           // holds the embedded server's data; used when URL is empty
+	URL        string           // of a NATS cluster; empty runs a server in this process
+	Durability Durability       // of the embedded server; empty is Fsync
+	Partitions int              // of the emails, fixed when the log is created; 0 is what it was created with, or 4
+	Port       int              // the embedded server listens here on 127.0.0.1; 0 is any free port
+	Replicas   int              // of each stream of a cluster; 0 is 1
+	MaxBytes   int64            // a log that would grow beyond this refuses new entries; 0 is no limit but the disk
+	Registry   *domain.Registry // what events are written and read with
+	Log        *slog.Logger     // nil is slog.Default
+	Now        func() time.Time // nil is time.Now
+
+	// Refused is told of each command that Execute refuses; nil if nobody asks.
+	Refused func(ctx context.Context, of domain.Stream, c domain.Command, r *domain.Refusal)
+
+	fsync func(*os.File) error // tests count, delay and fail it
+}
+
+// ackTimeout bounds the wait for the server's answer to one append.
+const ackTimeout = 10 * time.Second
+
+// Store is an open log. Its methods may be called from many goroutines.
+type Store struct {
+	cfg     Config
+	nc      *nats.Conn
+	js      jetstream.JetStream
+	local   *embedded // nil when the log is elsewhere
+	url     string
+	streams sync.Map // name → jetstream.Stream
+
+	syncing sync.Mutex
+	syncers map[string]*syncer
+
+	failing sync.Once
+	done    chan struct{}
+	err     error // set before done is closed
+}
+
+// Open connects to the log, or starts the server that holds it, and creates
+// the streams that are not there yet.
+func Open(ctx context.Context, c Config) (*Store, error) {
+	if c.Registry == nil {
+		return nil, errors.New("eventstore: open: a registry of events is needed")
+	}
+	if c.Durability == "" {
+		c.Durability = Fsync
+	}
+	if c.Durability != Fsync && c.Durability != Interval {
+		return nil, fmt.Errorf("eventstore: durability is %q; it can be %q or %q", c.Durability, Fsync, Interval)
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.fsync == nil {
+		c.fsync = fdatasync
+	}
+	c.Replicas = max(c.Replicas, 1)
+	s := &Store{cfg: c, url: c.URL, syncers: map[string]*syncer{}, done: make(chan struct{})}
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Store) open(ctx context.Context) (err error) {
+	options := []nats.Option{nats.Name("postbook"), nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond)}
+	if s.cfg.URL == "" {
+		s.local, err = startServer(s.cfg)
+		if err != nil {
+			return err
+		}
+		s.url = s.local.url()
+		options = append(options, nats.InProcessServer(s.local.server), nats.UserInfo(serverUser, s.local.password))
+	}
+	if s.nc, err = nats.Connect(s.url, options...); err != nil {
+		return fmt.Errorf("eventstore: connect: %w: %w", ErrUnavailable, err)
+	}
+	s.js, err = jetstream.New(s.nc,
+		jetstream.WithPublishAsyncMaxPending(1<<16),
+		jetstream.WithPublishAsyncTimeout(ackTimeout),
+		jetstream.WithDefaultTimeout(ackTimeout))
+	if err != nil {
+		return fmt.Errorf("eventstore: connect: %w", err)
+	}
+	if err := s.createStreams(ctx); err != nil {
+		return err
+	}
+	if s.local != nil && s.cfg.Durability == Fsync {
+		// The server does not sync the small files that describe a stream.
+		if err := s.local.syncTree(); err != nil {
+			return fmt.Errorf("eventstore: sync the data directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// Close ends all work and shuts the embedded server down. What has been
+// acknowledged stays.
+func (s *Store) Close() error {
+	s.syncing.Lock()
+	for _, y := range s.syncers {
+		y.close()
+	}
+	s.syncing.Unlock()
+	if s.nc != nil {
+		s.nc.Close()
+	}
+	if s.local != nil {
+		return s.local.close()
+	}
+	return nil
+}
+
+// URL is where clients find the log. It holds the embedded server's password,
+// so it belongs in no log line and in no process argument.
+func (s *Store) URL() string { return s.url }
+
+// Partitions is the number of partitions that the emails lie on.
+func (s *Store) Partitions() int { return s.cfg.Partitions }
+
+// MailLogs names the logs of all partitions, in order.
+func (s *Store) MailLogs() []string {
+	logs := make([]string, s.cfg.Partitions)
+	for i := range logs {
+		logs[i] = MailLog(i)
+	}
+	return logs
+}
+
+// Durability is what an answer promises.
+func (s *Store) Durability() Durability { return s.cfg.Durability }
+
+// Done is closed when the log can no longer be trusted to keep what it is
+// given: a failed fsync. The process should then end, and Err says why.
+func (s *Store) Done() <-chan struct{} { return s.done }
+
+// Err is why Done is closed, or nil.
+func (s *Store) Err() error {
+	select {
+	case <-s.done:
+		return s.err
+	default:
+		return nil
+	}
+}
+
+func (s *Store) fail(err error) {
+	s.failing.Do(func() {
+		s.err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		close(s.done)
+		s.cfg.Log.Error("the log has stopped: what it is given may not reach the disk", "error", err)
+	})
+}
+
+// Healthy makes a round trip to the server, through JetStream.
+func (s *Store) Healthy(ctx context.Context) error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	if _, err := s.js.AccountInfo(ctx); err != nil {
+		return fmt.Errorf("eventstore: health: %w: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+// syncer is the one that syncs a stream's files, started when first needed.
+func (s *Store) syncer(stream string) *syncer {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
+	y := s.syncers[stream]
+	if y == nil {
+		y = newSyncer(s.local.blocks(stream), s.cfg.fsync, s.fail)
+		s.syncers[stream] = y
+	}
+	return y
+}
