@@ -3,7 +3,12 @@
 // facts about reads. Nothing is decided on them.
 package access
 
-import "postbook.dev/postbook/domain"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+
+	"postbook.dev/postbook/domain"
+)
 
 // Answered is one request and its answer.
 type Answered struct {
@@ -45,4 +50,19 @@ var Catalogue = domain.Catalogue{
 	domain.FactOf[Answered]("access.answered", 1, "A request was answered."),
 	domain.FactOf[Unsealed]("access.unsealed", 1, "Sealed data was opened."),
 	domain.FactOf[Refused]("command.refused", 1, "A command was refused."),
+}
+
+// Disclosed notes which objects were shown: all ids if they are few, else their
+// number and a digest that can be compared.
+func (a *Answered) Disclosed(ids []string) {
+	a.Count = len(ids)
+	if len(ids) <= MaxObjects {
+		a.Objects = ids
+		return
+	}
+	h := sha256.New()
+	for _, id := range ids {
+		h.Write([]byte(id + "\n"))
+	}
+	a.Digest = hex.EncodeToString(h.Sum(nil))
 }

@@ -173,6 +173,7 @@ type Tag struct {
 type Content struct {
 	HTML        string       `json:"html,omitempty"`
 	Text        string       `json:"text,omitempty"`
+	NoText      bool         `json:"no_text,omitempty"` // the customer wants no text part made from HTML
 	Attachments []Attachment `json:"attachments,omitempty"`
 }
 

@@ -1,0 +1,228 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/access"
+	"postbook.dev/postbook/domain/directory"
+)
+
+// handler answers one request.
+type handler func(context.Context, *request) (answer, error)
+
+// identify finds out who asks. It may set headers of the answer.
+type identify func(context.Context, http.Header, *request) error
+
+// request is a request and whoever made it.
+type request struct {
+	*http.Request
+	id  uuid.UUID
+	by  domain.Authority
+	key directory.Key // of a customer's program
+}
+
+// answer is what is sent back, and what of it discloses something.
+type answer struct {
+	status  int
+	body    any
+	fields  []domain.Field
+	objects []string
+	wrote   bool // the request changed something, so its event is already on record
+}
+
+// endpoint wraps a handler: it finds out who asks, renders what is answered, and
+// puts the request on record. What an answer discloses is on record before the
+// answer is sent.
+func (a *API) endpoint(route string, who identify, h handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
+		start := a.Now()
+		r := &request{Request: hr, id: newID()}
+		r.by = domain.Authority{
+			Actor: domain.Actor{Kind: domain.Anonymous, ID: "anonymous"}, Account: domain.Platform,
+			Via: domain.ViaAPI, IP: remoteIP(hr), Auth: domain.NoAuth,
+			At: start, Command: r.id, Correlation: r.id, Traceparent: traceparent(hr),
+		}
+		w.Header().Set("X-Request-Id", r.id.String())
+
+		out, err := a.run(w, r, who, h)
+		if err == nil && len(out.fields) > 0 {
+			err = a.record(r, route, out, start, true)
+		}
+		if err != nil {
+			told, mine := answerTo(err)
+			if !mine && !errors.Is(err, context.Canceled) {
+				a.Log.Error("request failed", "request", r.id, "route", route, "account", r.by.Account, "error", err)
+			}
+			out = answer{status: told.Status, body: told}
+		}
+		a.render(w, out)
+		if err != nil || len(out.fields) == 0 {
+			if err := a.record(r, route, out, start, false); err != nil {
+				a.Log.Error("request is not on record", "request", r.id, "route", route, "error", err)
+			}
+		}
+	})
+}
+
+func (a *API) run(w http.ResponseWriter, r *request, who identify, h handler) (out answer, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("api: panic: %v", p)
+			a.Log.Error("panic", "request", r.id, "panic", p, "stack", stack())
+		}
+	}()
+	ctx := r.Context()
+	if err := who(ctx, w.Header(), r); err != nil {
+		return answer{}, err
+	}
+	return h(domain.Within(ctx, r.by), r)
+}
+
+func (a *API) render(w http.ResponseWriter, out answer) {
+	body, err := json.Marshal(out.body)
+	if err != nil {
+		a.Log.Error("render answer", "error", err)
+		out.status, body = http.StatusInternalServerError, []byte(`{"statusCode":500,"name":"application_error","message":"An unexpected error occurred."}`)
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json; charset=utf-8")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(out.status)
+	_, _ = w.Write(body) // a caller who has gone misses the answer, not the fact
+}
+
+// record puts the request and its answer on record.
+func (a *API) record(r *request, route string, out answer, start time.Time, wait bool) error {
+	e := access.Answered{
+		Route:     route,
+		Method:    clip(r.Method, 16),
+		Path:      clip(r.URL.Path, 256),
+		Status:    out.status,
+		Fields:    out.fields,
+		UserAgent: clip(r.UserAgent(), 200),
+		Took:      a.Now().Sub(start).Microseconds(),
+	}
+	if told, ok := out.body.(*Error); ok {
+		e.Error = told.Name
+	}
+	if len(out.fields) > 0 {
+		e.Form = domain.Plain
+	}
+	e.Disclosed(out.objects)
+	return a.recorder.record(r.Context(), r.by, e, wait)
+}
+
+// clip bounds a string from outside, and leaves only what can be printed.
+func clip(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	if !utf8.ValidString(s) {
+		s = strings.ToValidUTF8(s, "?")
+	}
+	return s
+}
+
+func remoteIP(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return ""
+	}
+	return host
+}
+
+// traceparent is the caller's trace context, if it has the form of W3C Trace
+// Context, 3.2.
+func traceparent(r *http.Request) string {
+	v := r.Header.Get("Traceparent")
+	if len(v) != 55 {
+		return ""
+	}
+	for i := range len(v) {
+		c := v[i]
+		if dash := i == 2 || i == 35 || i == 52; dash != (c == '-') || !dash && !(c >= '0' && c <= '9' || c >= 'a' && c <= 'f') {
+			return ""
+		}
+	}
+	return v
+}
+
+// The largest bodies, in bytes.
+const (
+	maxEmailBody      = 42 << 20 // 40 MB of email, and the JSON around it
+	maxBody           = 1 << 20
+	maxBodiesInMemory = 256 << 20
+)
+
+// decode reads the body of a request into v. A body is not needed where v says
+// so by being able to be empty.
+func (a *API) decode(ctx context.Context, r *request, limit int64, v any) error {
+	if r.ContentLength > limit {
+		return invalid("The request body is larger than %d MB.", limit>>20)
+	}
+	hold := r.ContentLength
+	if hold < 0 {
+		hold = limit
+	}
+	if hold > maxBody {
+		// JSON and its parts are in memory at the same time, about three times.
+		if err := a.bodies.Acquire(ctx, hold); err != nil {
+			return errUnavailable
+		}
+		defer a.bodies.Release(hold)
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, limit))
+	if err != nil {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return invalid("The request body is larger than %d MB.", limit>>20)
+		}
+		return invalid("The request body could not be read.")
+	}
+	if len(body) == 0 {
+		body = []byte("{}")
+	}
+	err = json.Unmarshal(body, v)
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	if t, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && t.Field != "" {
+		return invalid("The `%s` field must be %s, not %s.", t.Field, jsonKind(t.Type.Kind().String()), t.Value)
+	}
+	if t, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return invalid("The request body must be %s, not %s.", jsonKind(t.Type.Kind().String()), t.Value)
+	}
+	return invalid("The request body is not valid JSON.")
+}
+
+func jsonKind(kind string) string {
+	switch kind {
+	case "slice", "array":
+		return "an array"
+	case "struct", "map":
+		return "an object"
+	case "bool":
+		return "true or false"
+	case "string":
+		return "a string"
+	default:
+		return "a number"
+	}
+}

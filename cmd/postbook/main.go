@@ -1,0 +1,67 @@
+// Postbook is a self-hosted email sending platform that can account for itself.
+// One binary runs the server in any mix of roles, and asks it and its log
+// questions.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// version is set when a release is built.
+var version = "dev"
+
+type commands struct {
+	Config
+
+	JSON bool `help:"Print JSON instead of text." name:"json"`
+
+	Serve       serveCommand       `cmd:"" help:"Run the server."`
+	Dev         devCommand         `cmd:"" help:"Run the server with an account, keys and a sandbox of its own, and send a first mail."`
+	Events      eventsCommand      `cmd:"" help:"Look at the log."`
+	Projections projectionsCommand `cmd:"" help:"Look at the read models, and build them again."`
+	Accounts    accountsCommand    `cmd:"" help:"Tell an account's story; block and unblock."`
+	Staff       staffCommand       `cmd:"" help:"Say who runs the platform."`
+	Bench       benchCommand       `cmd:"" help:"Measure this machine against its own limits."`
+	Catalogue   catalogueCommand   `cmd:"" help:"Write docs/events.md and the events' JSON Schemas."`
+	Version     versionCommand     `cmd:"" help:"Print the version."`
+}
+
+type versionCommand struct{}
+
+func (versionCommand) Run() error {
+	fmt.Println(version)
+	return nil
+}
+
+func main() {
+	// A second signal ends the program at once: the first stops listening for it.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+
+	var cli commands
+	parsed := kong.Parse(&cli,
+		kong.Name("postbook"),
+		kong.Description("A self-hosted email sending platform that can account for itself."),
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+	)
+	err := parsed.Run(cli.Config, output{json: cli.JSON})
+	if errors.Is(err, errUnsound) {
+		os.Exit(1) // what was found has been printed
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "postbook:", err)
+		os.Exit(1)
+	}
+}
+
+// errUnsound ends a command whose check did not hold.
+var errUnsound = errors.New("what was checked does not hold")

@@ -1,0 +1,35 @@
+package email
+
+import (
+	"fmt"
+	"time"
+
+	"postbook.dev/postbook/domain"
+)
+
+// Desk is where the owner of a partition answers.
+func Desk(partition int) string { return fmt.Sprintf("postbook.desk.%d", partition) }
+
+// The verbs of a DeskRequest.
+const (
+	DeskCancel     = "cancel"
+	DeskReschedule = "reschedule"
+	DeskSettled    = "settled" // answered once nothing of the account is on the wire, and ledger sequence Seq is known
+)
+
+// DeskRequest asks the owner of a partition to decide about an email, or to say
+// when an account's mail has come to rest.
+type DeskRequest struct {
+	Verb    string           `json:"verb"`
+	Account string           `json:"account"`
+	Email   string           `json:"email,omitempty"`
+	Due     time.Time        `json:"due,omitzero"`
+	By      domain.Authority `json:"by"`
+	Seq     uint64           `json:"seq,omitempty"`
+}
+
+// DeskAnswer says where what was decided is in the log.
+type DeskAnswer struct {
+	Log string `json:"log"`
+	Seq uint64 `json:"seq"`
+}

@@ -1,0 +1,72 @@
+package eventstore
+
+import (
+	"context"
+	"errors"
+	"sort"
+	"strings"
+	"time"
+)
+
+// AccountSubject is the filter for everything of an account in a log: all its
+// aggregates in the ledger, all its emails in a partition.
+func AccountSubject(log, account string) string {
+	if partition, ok := strings.CutPrefix(log, "MAIL_"); ok {
+		return "mail." + partition + "." + account
+	}
+	if log == Ledger {
+		return "ledger." + account + ".>"
+	}
+	return strings.ToLower(log) + "." + account
+}
+
+// Before is the sequence of the last entry that a log took before t, 0 if there
+// is none. It reads a few entries, however long the log is.
+func (s *Store) Before(ctx context.Context, log string, t time.Time) (uint64, error) {
+	stats, err := s.Stats(ctx, log)
+	if err != nil || stats.Entries == 0 {
+		return 0, err
+	}
+	var failed error
+	n := int(stats.Last - stats.First + 1) //nolint:gosec // a log holds fewer than 2^63 entries
+	after := sort.Search(n, func(i int) bool {
+		if failed != nil {
+			return true
+		}
+		e, err := s.Read(ctx, log, stats.First+uint64(i)) //nolint:gosec // i is not negative
+		if errors.Is(err, ErrNoEntry) {
+			return false // it has expired, so it is older than what is still there
+		}
+		failed = err
+		return err != nil || !e.Time.Before(t)
+	})
+	return stats.First + uint64(after) - 1, failed //nolint:gosec // after is not negative
+}
+
+// Stats says how much a log holds.
+type Stats struct {
+	Log     string    `json:"log"`
+	Entries uint64    `json:"entries"`
+	Bytes   uint64    `json:"bytes"`
+	First   uint64    `json:"first"`
+	Last    uint64    `json:"last"`
+	From    time.Time `json:"from"`
+	To      time.Time `json:"to"`
+}
+
+// Stats of a log.
+func (s *Store) Stats(ctx context.Context, log string) (Stats, error) {
+	stream, err := s.stream(ctx, log)
+	if err != nil {
+		return Stats{}, err
+	}
+	info, err := stream.Info(ctx)
+	if err != nil {
+		return Stats{}, errors.Join(ErrUnavailable, err)
+	}
+	st := info.State
+	return Stats{log, st.Msgs, st.Bytes, st.FirstSeq, st.LastSeq, st.FirstTime, st.LastTime}, nil
+}
+
+// Logs names every log that events are in.
+func (s *Store) Logs() []string { return append([]string{Ledger, Asked, Access}, s.MailLogs()...) }
