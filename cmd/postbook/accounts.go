@@ -1,0 +1,171 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"postbook.dev/postbook/domain/account"
+)
+
+type accountsCommand struct {
+	Show           accountsShow     `cmd:"" help:"Tell everything that was done to an account, from the log."`
+	Block          accountsBlock    `cmd:"" help:"Stop an account's sending."`
+	RequestUnblock accountsRequest  `cmd:"" help:"Ask that an account may send again. Somebody else has to approve."`
+	Withdraw       accountsWithdraw `cmd:"" help:"Take a request back."`
+	Unblock        accountsUnblock  `cmd:"" help:"Approve somebody else's request."`
+}
+
+type accountsShow struct {
+	ID string `arg:"" help:"Id of the account."`
+}
+
+// Run tells the account's story.
+func (c accountsShow) Run(ctx context.Context, cfg Config, out output) error {
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	history, err := store.History(ctx, account.Stream(c.ID))
+	if err != nil {
+		return err
+	}
+	if len(history) == 0 {
+		return fmt.Errorf("the log knows no account %s", c.ID)
+	}
+	for _, rec := range history {
+		if err := out.event(rec); err != nil {
+			return err
+		}
+		if out.json {
+			continue
+		}
+		if data, err := json.Marshal(rec.Event); err == nil && string(data) != "{}" {
+			fmt.Printf("    %s\n", data)
+		}
+		for _, a := range rec.By.Approvals {
+			fmt.Printf("    approved with %s, who asked in %s at %s\n", a.Actor, a.Event, a.At.Local().Format(time.DateTime))
+		}
+	}
+	return nil
+}
+
+// asStaff is how a member of staff proves who they are. The password and the
+// code come from the environment or from standard input, never from arguments,
+// which others on the machine can read.
+type asStaff struct {
+	ID     string `arg:"" help:"Id of the account."`
+	Reason string `required:"" help:"Why."`
+	Email  string `env:"POSTBOOK_STAFF_EMAIL" help:"Who you are. POSTBOOK_STAFF_PASSWORD and POSTBOOK_STAFF_TOTP prove it; without them you are asked."`
+}
+
+type accountsBlock struct {
+	asStaff
+	Policy   string `required:"" help:"The rule that was broken."`
+	Evidence string `required:"" help:"What was seen."`
+}
+
+// Run blocks the account.
+func (c accountsBlock) Run(ctx context.Context, cfg Config, out output) error {
+	return c.ask(ctx, cfg, out, http.MethodPost, "block", map[string]string{"policy": c.Policy, "evidence": c.Evidence, "reason": c.Reason})
+}
+
+type accountsRequest struct{ asStaff }
+
+// Run asks for unblocking.
+func (c accountsRequest) Run(ctx context.Context, cfg Config, out output) error {
+	return c.ask(ctx, cfg, out, http.MethodPost, "unblock-requests", map[string]string{"reason": c.Reason})
+}
+
+type accountsWithdraw struct{ asStaff }
+
+// Run takes the request back.
+func (c accountsWithdraw) Run(ctx context.Context, cfg Config, out output) error {
+	return c.ask(ctx, cfg, out, http.MethodDelete, "unblock-requests", map[string]string{"reason": c.Reason})
+}
+
+type accountsUnblock struct{ asStaff }
+
+// Run approves the request.
+func (c accountsUnblock) Run(ctx context.Context, cfg Config, out output) error {
+	return c.ask(ctx, cfg, out, http.MethodPost, "unblock", map[string]string{"reason": c.Reason})
+}
+
+func (s asStaff) ask(ctx context.Context, cfg Config, out output, method, what string, body map[string]string) error {
+	if err := cfg.settle(false); err != nil {
+		return err
+	}
+	r, ok := found(cfg)
+	if !ok {
+		return fmt.Errorf("no server runs on %s: staff decide through it, so that everything is on record", cfg.DataDir)
+	}
+	in := bufio.NewReader(os.Stdin)
+	login := map[string]string{"email": s.Email}
+	for field, question := range map[string]string{"email": "Email", "password": "Password", "totp": "Code"} {
+		if login[field] == "" {
+			login[field] = os.Getenv("POSTBOOK_STAFF_" + strings.ToUpper(field))
+		}
+		if login[field] == "" {
+			fmt.Fprintf(os.Stderr, "%s: ", question)
+			answer, err := in.ReadString('\n')
+			if err != nil {
+				return fmt.Errorf("read your %s: %w", strings.ToLower(question), err)
+			}
+			login[field] = strings.TrimSpace(answer)
+		}
+	}
+	var session struct{ Token string }
+	if err := call(ctx, http.MethodPost, r.BaseURL+"/staff/sessions", "", login, &session); err != nil {
+		return err
+	}
+	var answer map[string]any
+	if err := call(ctx, method, r.BaseURL+"/staff/accounts/"+s.ID+"/"+what, session.Token, body, &answer); err != nil {
+		return err
+	}
+	if done, err := out.object(answer); done {
+		return err
+	}
+	return accountsShow{ID: s.ID}.Run(ctx, cfg, out)
+}
+
+// call asks the running server.
+func call(ctx context.Context, method, url, token string, body, into any) error {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask the server: %w", err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err != nil {
+		return fmt.Errorf("read the server's answer: %w", err)
+	}
+	if resp.StatusCode >= 300 {
+		var told struct{ Message string }
+		if json.Unmarshal(answer, &told) == nil && told.Message != "" {
+			return errors.New(told.Message)
+		}
+		return fmt.Errorf("the server answered %s", resp.Status)
+	}
+	return json.Unmarshal(answer, into)
+}

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/workers"
+)
+
+type eventsCommand struct {
+	Tail  eventsTail  `cmd:"" help:"Print events as they happen."`
+	Show  eventsShow  `cmd:"" help:"Print one event, or all events of one email, account or other aggregate."`
+	Stats eventsStats `cmd:"" help:"Say how much is in each log."`
+	Check eventsCheck `cmd:"" help:"List emails that do not have exactly one final state."`
+}
+
+type eventsTail struct {
+	Logs  []string `arg:"" optional:"" help:"LEDGER, MAIL, ACCESS or ASKED. Without any: LEDGER and MAIL."`
+	Since uint64   `help:"Begin after this sequence of each log. Without it: now." default:"0"`
+	All   bool     `help:"Begin at the beginning."`
+}
+
+// Run prints events until it is stopped.
+func (c eventsTail) Run(ctx context.Context, cfg Config, out output) error {
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	logs, err := chosen(store, c.Logs)
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	errs := make(chan error, len(logs))
+	for _, log := range logs {
+		after := c.Since
+		if after == 0 && !c.All {
+			if after, err = store.Head(ctx, log); err != nil {
+				return err
+			}
+		}
+		go func() {
+			errs <- store.Follow(ctx, eventstore.Following{Log: log, After: after}, func(_ context.Context, entries []eventstore.Entry) error {
+				mu.Lock()
+				defer mu.Unlock()
+				return out.entries(entries)
+			})
+		}()
+	}
+	return <-errs
+}
+
+func (o output) entries(entries []eventstore.Entry) error {
+	for _, e := range entries {
+		if e.Err != nil {
+			return e.Err
+		}
+		for _, rec := range e.Events {
+			if err := o.event(rec); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func chosen(store *eventstore.Store, names []string) ([]string, error) {
+	if len(names) == 0 {
+		names = []string{eventstore.Ledger, "MAIL"}
+	}
+	var logs []string
+	for _, n := range names {
+		n = strings.ToUpper(n)
+		switch {
+		case n == "MAIL":
+			logs = append(logs, store.MailLogs()...)
+		case slices.Contains(store.Logs(), n):
+			logs = append(logs, n)
+		default:
+			return nil, fmt.Errorf("there is no log %q: choose from %s", n, strings.Join(store.Logs(), ", "))
+		}
+	}
+	return logs, nil
+}
+
+type eventsShow struct {
+	What string `arg:"" help:"LOG/SEQUENCE, the id of an email, or an aggregate such as ACCOUNT.sender.ID."`
+}
+
+// Run prints the events.
+func (c eventsShow) Run(ctx context.Context, cfg Config, out output) error {
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	recorded, err := c.find(ctx, store)
+	if err != nil {
+		return err
+	}
+	if len(recorded) == 0 {
+		return fmt.Errorf("the log holds nothing of %s", c.What)
+	}
+	if out.json {
+		for _, rec := range recorded {
+			if _, err := out.object(lineOf(rec)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, rec := range recorded {
+		if err := out.event(rec); err != nil {
+			return err
+		}
+		enc := json.NewEncoder(os.Stdout)
+		enc.SetIndent("    ", "  ")
+		fmt.Print("    ")
+		if err := enc.Encode(rec.Event); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c eventsShow) find(ctx context.Context, store *eventstore.Store) ([]domain.Recorded, error) {
+	if log, seq, ok := strings.Cut(c.What, "/"); ok {
+		n, err := strconv.ParseUint(seq, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a sequence", seq)
+		}
+		e, err := store.Read(ctx, strings.ToUpper(log), n)
+		return e.Events, errors.Join(err, e.Err)
+	}
+	if of := strings.Split(c.What, "."); len(of) == 3 {
+		return store.History(ctx, domain.Stream{Account: of[0], Kind: of[1], ID: of[2]})
+	}
+	id, err := uuid.Parse(c.What)
+	if err != nil {
+		return nil, fmt.Errorf("%q is neither LOG/SEQUENCE, nor an id, nor an aggregate", c.What)
+	}
+	return emailHistory(ctx, store, id)
+}
+
+// emailHistory finds an email's events by reading its partition from about the
+// time on that is in its id.
+func emailHistory(ctx context.Context, store *eventstore.Store, id uuid.UUID) ([]domain.Recorded, error) {
+	log := eventstore.MailLog(eventstore.Partition(id, store.Partitions()))
+	head, err := store.Head(ctx, log)
+	if err != nil || head == 0 {
+		return nil, err
+	}
+	sec, nsec := id.Time().UnixTime()
+	after, err := store.Before(ctx, log, time.Unix(sec, nsec).Add(-10*time.Minute))
+	if err != nil {
+		return nil, err
+	}
+	var history []domain.Recorded
+	err = store.Follow(ctx, eventstore.Following{Log: log, After: after, StopAt: head}, func(_ context.Context, entries []eventstore.Entry) error {
+		for _, e := range entries {
+			if len(e.Events) > 0 && e.Events[0].Stream.ID == id.String() {
+				history = append(history, e.Events...)
+			}
+		}
+		return nil
+	})
+	return history, err
+}
+
+type eventsStats struct{}
+
+// Run prints how much is in each log.
+func (eventsStats) Run(ctx context.Context, cfg Config, out output) error {
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	var all []eventstore.Stats
+	var rows [][]string
+	for _, log := range append(store.Logs(), eventstore.Content, eventstore.Dead) {
+		st, err := store.Stats(ctx, log)
+		if err != nil {
+			return err
+		}
+		all = append(all, st)
+		rows = append(rows, []string{st.Log, strconv.FormatUint(st.Entries, 10), fmt.Sprintf("%.1f MB", float64(st.Bytes)/1e6), strconv.FormatUint(st.First, 10), strconv.FormatUint(st.Last, 10)})
+	}
+	if done, err := out.object(all); done {
+		return err
+	}
+	return out.table([]string{"LOG", "ENTRIES", "SIZE", "FIRST", "LAST"}, rows)
+}
+
+type eventsCheck struct {
+	OlderThan time.Duration `help:"Leave out emails that were accepted or are due within this time." default:"0s"`
+}
+
+// Run checks the promise that each accepted email reaches exactly one final
+// state for each of its recipients.
+func (c eventsCheck) Run(ctx context.Context, cfg Config, out output) error {
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	report, err := workers.Check(ctx, store, workers.CheckOptions{OlderThan: c.OlderThan, Now: time.Now()})
+	if err != nil {
+		return err
+	}
+	if done, err := out.object(report); !done {
+		fmt.Printf("%d emails, %d final, %d open, %d recipients with an unknown attempt, %d problems\n", report.Emails, report.Final, report.Open, report.Unknown, len(report.Problems))
+		for _, p := range report.Problems {
+			fmt.Printf("  %s  %s\n", p.Email, p.What)
+		}
+	} else if err != nil {
+		return err
+	}
+	if len(report.Problems) > 0 {
+		return errUnsound
+	}
+	return nil
+}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postbook.dev/postbook/internal/pgcluster"
+	"postbook.dev/postbook/projections"
+)
+
+type projectionsCommand struct {
+	List    projectionsList    `cmd:"" help:"Say how far each read model is."`
+	Rebuild projectionsRebuild `cmd:"" help:"Build read models again from the log."`
+}
+
+type projectionsList struct{}
+
+// Run prints how far each read model is.
+func (projectionsList) Run(ctx context.Context, cfg Config, out output) error {
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	pool, done, err := openTables(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer done()
+	all, err := projections.Status(ctx, pool, store)
+	if err != nil {
+		return err
+	}
+	sound := true
+	var rows [][]string
+	for _, s := range all {
+		sound = sound && s.Error == ""
+		rows = append(rows, []string{s.Model, s.Log, strconv.FormatUint(s.Seq, 10), strconv.FormatUint(s.Lag, 10), s.State, s.Error})
+	}
+	if printed, err := out.object(all); err != nil {
+		return err
+	} else if !printed {
+		if err := out.table([]string{"MODEL", "LOG", "AT", "LAG", "STATE", "ERROR"}, rows); err != nil {
+			return err
+		}
+	}
+	if !sound {
+		return errUnsound
+	}
+	return nil
+}
+
+type projectionsRebuild struct {
+	Models []string `arg:"" optional:"" help:"Names of read models."`
+	All    bool     `help:"All of them."`
+}
+
+// Run builds read models again, and shows how it goes.
+func (c projectionsRebuild) Run(ctx context.Context, cfg Config, out output) error {
+	names := c.Models
+	if c.All {
+		names = nil
+		for _, m := range projections.Models {
+			names = append(names, m.Name)
+		}
+	}
+	if len(names) == 0 {
+		return errors.New("name the read models to rebuild, or say --all")
+	}
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	pool, done, err := openTables(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer done()
+	runner := projections.NewRunner(pool, store, slog.New(slog.DiscardHandler), projections.Models...)
+	for _, name := range names {
+		start := time.Now()
+		var events uint64
+		err := runner.Rebuild(ctx, name, func(done, total uint64) {
+			events = total
+			if !out.json {
+				showProgress(name, done, total, start)
+			}
+		})
+		if err != nil {
+			return fmt.Errorf("rebuild %s: %w", name, err)
+		}
+		if printed, err := out.object(map[string]any{"model": name, "entries": events, "seconds": time.Since(start).Seconds()}); err != nil {
+			return err
+		} else if !printed {
+			fmt.Printf("\r\033[K%s: %d entries in %s\n", name, events, time.Since(start).Round(time.Millisecond))
+		}
+	}
+	return nil
+}
+
+func showProgress(name string, done, total uint64, start time.Time) {
+	took := time.Since(start).Seconds()
+	rate := float64(done) / max(took, 0.001)
+	left := time.Duration(float64(total-min(done, total)) / max(rate, 1) * float64(time.Second))
+	fmt.Printf("\r\033[K%s: %d of %d, %.0f a second, %s left", name, done, total, rate, left.Round(time.Second))
+}
+
+// openTables connects to the read models as the one who writes them: those of
+// the running server, or a private cluster that is started for the command.
+func openTables(ctx context.Context, cfg Config) (*pgxpool.Pool, func(), error) {
+	url, stop := cfg.DatabaseURL, func() {}
+	if r, ok := found(cfg); ok {
+		url = r.DatabaseURL
+	}
+	if url == "" {
+		cluster, err := pgcluster.Start(ctx, pgcluster.Options{Dir: cfg.path("postgres"), Fsync: true, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			return nil, nil, err
+		}
+		url = cluster.URL(database, "postbook")
+		stop = func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			_ = cluster.Stop(ctx) // it stops with this process anyway
+		}
+	}
+	pool, err := pgxpool.New(ctx, url)
+	if err != nil {
+		stop()
+		return nil, nil, fmt.Errorf("open the database: %w", err)
+	}
+	return pool, func() { pool.Close(); stop() }, nil
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"time"
+
+	"postbook.dev/postbook/domain/catalogue"
+	"postbook.dev/postbook/eventstore"
+)
+
+// running is how a command finds the server of a data directory.
+type running struct {
+	PID         int    `json:"pid"`
+	BaseURL     string `json:"base_url"`
+	NATSURL     string `json:"nats_url"`
+	DatabaseURL string `json:"database_url"`
+}
+
+const runningFile = "server.json"
+
+// announce says where this process can be asked, to whoever may read the data
+// directory.
+func (s *server) announce() error {
+	data, err := json.Marshal(running{os.Getpid(), s.baseURL(), s.store.URL(), s.owner})
+	if err != nil {
+		return err
+	}
+	path := s.cfg.path(runningFile)
+	if err := writeAtomically(path, data); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	s.atEnd(func(context.Context) error { return os.Remove(path) })
+	return nil
+}
+
+// found returns the server that runs on the data directory, if there is one.
+func found(cfg Config) (running, bool) {
+	var r running
+	data, err := os.ReadFile(cfg.path(runningFile))
+	if err != nil || json.Unmarshal(data, &r) != nil {
+		return r, false
+	}
+	// A server that was killed leaves its file behind.
+	p, err := os.FindProcess(r.PID)
+	return r, err == nil && p.Signal(nullSignal) == nil
+}
+
+// openLog opens the log for a command: beside a running server, or by itself.
+func openLog(ctx context.Context, cfg *Config) (*eventstore.Store, error) {
+	if err := cfg.settle(false); err != nil {
+		return nil, err
+	}
+	c := eventstore.Config{Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler), URL: cfg.NATSURL}
+	if r, ok := found(*cfg); ok {
+		c.URL = r.NATSURL
+	}
+	if c.URL == "" {
+		if _, err := os.Stat(cfg.path("log")); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("there is no log in %s: start the server first, or set POSTBOOK_DATA_DIR", cfg.DataDir)
+		}
+		c.Dir = cfg.path("log")
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	return eventstore.Open(ctx, c)
+}

@@ -1,0 +1,463 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+
+	"postbook.dev/postbook/api"
+	"postbook.dev/postbook/delivery"
+	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/catalogue"
+	"postbook.dev/postbook/domain/directory"
+	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/internal/pgcluster"
+	"postbook.dev/postbook/internal/sandbox"
+	"postbook.dev/postbook/keyring"
+	"postbook.dev/postbook/migrations"
+	"postbook.dev/postbook/projections"
+	"postbook.dev/postbook/web"
+	"postbook.dev/postbook/workers"
+)
+
+// A server is one process of the platform, in any mix of roles. Its parts are
+// started in the order in which they need each other, and stopped in the
+// opposite one.
+type server struct {
+	cfg Config
+	log *slog.Logger
+
+	store     *eventstore.Store
+	cluster   *pgcluster.Cluster // nil if the database is elsewhere
+	owner     string             // URL of the database's owner
+	writer    *pgxpool.Pool      // of the read models
+	reader    *pgxpool.Pool
+	directory *directory.Directory
+	vault     *vault
+	resolver  *delivery.Resolver
+	inbox     *sandbox.Inbox // nil if mail leaves the machine
+	api       *api.API
+	console   *web.Console
+	listener  net.Listener
+
+	closers []func(context.Context) error
+}
+
+// memoryLimit keeps the embedded log from filling the memory with blocks that it
+// has read: the collector works harder instead.
+const memoryLimit = 512 << 20
+
+// start brings everything up that serving needs. After an error, and at the end,
+// stop takes it down.
+func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data directory: %w", err)
+	}
+	s := &server{cfg: cfg, log: log, directory: directory.New()}
+	steps := []func(context.Context) error{
+		s.openLog, s.openKeys, s.openDatabase, s.openDelivery, s.openAPI, s.openConsole, s.listen,
+	}
+	for _, step := range steps {
+		if err := step(ctx); err != nil {
+			return nil, errors.Join(err, s.stop())
+		}
+	}
+	return s, nil
+}
+
+func (s *server) atEnd(f func(context.Context) error) { s.closers = append(s.closers, f) }
+
+// stop ends what was started, last first.
+func (s *server) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i](ctx))
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+func (s *server) openLog(ctx context.Context) error {
+	store, err := eventstore.Open(ctx, eventstore.Config{
+		Dir:        s.cfg.path("log"),
+		URL:        s.cfg.NATSURL,
+		Durability: s.cfg.durability(),
+		Partitions: s.cfg.Partitions,
+		Registry:   catalogue.Registry(),
+		Log:        s.log,
+		Refused: func(ctx context.Context, of domain.Stream, c domain.Command, r *domain.Refusal) {
+			api.RecordRefusal(ctx, s.store, of, c, r, func(err error) {
+				s.log.Error("refusal is not on record", "command", c.Verb(), "error", err)
+			})
+		},
+	})
+	if err != nil {
+		return err
+	}
+	s.store = store
+	s.atEnd(func(context.Context) error { return store.Close() })
+	return nil
+}
+
+func (s *server) openKeys(ctx context.Context) error {
+	root, err := keyring.OpenRoot(ctx, s.cfg.RootKey)
+	if err != nil {
+		return err
+	}
+	bucket, err := s.store.Bucket(ctx, "keysets")
+	if err != nil {
+		return err
+	}
+	ring := keyring.New(keysets{bucket}, root, keyring.Options{})
+	if err := ring.Create(ctx, domain.Platform); err != nil {
+		return err
+	}
+	s.vault = newVault(ring, s.store, s.log)
+	return nil
+}
+
+func (s *server) openDatabase(ctx context.Context) error {
+	s.owner = s.cfg.DatabaseURL
+	writerURL, readerURL := s.owner, s.owner
+	if s.owner == "" {
+		cluster, err := pgcluster.Start(ctx, pgcluster.Options{Dir: s.cfg.path("postgres"), Fsync: true, Log: s.log})
+		if err != nil {
+			return err
+		}
+		s.cluster = cluster
+		s.atEnd(cluster.Stop)
+		if err := cluster.Provision(ctx, database); err != nil {
+			return err
+		}
+		s.owner = cluster.URL(database, "postbook")
+		writerURL, readerURL = cluster.URL(database, "postbook_projector"), cluster.URL(database, "postbook_reader")
+	}
+	// A database that is away must not keep mail from being accepted. When it is
+	// back, the runner finds it; the schema is brought up first.
+	if err := migrations.Apply(ctx, s.owner); err != nil {
+		return fmt.Errorf("bring the database schema up to date: %w", err)
+	}
+	var err error
+	if s.writer, err = pgxpool.New(ctx, writerURL); err != nil {
+		return fmt.Errorf("open the database: %w", err)
+	}
+	if s.reader, err = pgxpool.New(ctx, readerURL); err != nil {
+		return fmt.Errorf("open the database: %w", err)
+	}
+	s.atEnd(func(context.Context) error {
+		s.writer.Close()
+		s.reader.Close()
+		return nil
+	})
+	return nil
+}
+
+// database is the name of the read models' database.
+const database = "postbook"
+
+func (s *server) openDelivery(context.Context) error {
+	s.resolver = delivery.NewResolver(s.cfg.DNSAddr)
+	if s.cfg.Delivery != modeSandbox {
+		return nil
+	}
+	inbox, err := sandbox.Open(sandbox.Config{Addr: "127.0.0.1:0", Dir: s.cfg.path("sandbox"), Hostname: s.cfg.Hostname, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.inbox = inbox
+	s.atEnd(func(context.Context) error { return inbox.Close() })
+	return nil
+}
+
+func (s *server) openAPI(context.Context) error {
+	s.api = api.New(api.Config{
+		Store:        s.store,
+		Directory:    s.directory,
+		Tables:       projections.NewTables(s.reader),
+		Vault:        s.vault,
+		ParseMailbox: parseMailbox,
+		ParseDomain:  parseDomain,
+		CheckHeader: func(name, value string) error {
+			return delivery.CheckHeader(delivery.Header{Name: name, Value: value})
+		},
+		NewKey:    newSigningKey,
+		RateLimit: s.cfg.RateLimit,
+		Expected:  s.cfg.expected(),
+		Mode:      s.cfg.Delivery,
+		Alone:     s.cfg.NATSURL == "",
+		Now:       time.Now,
+		Log:       s.log,
+	})
+	s.atEnd(func(context.Context) error {
+		s.api.Close()
+		return nil
+	})
+	return nil
+}
+
+func (s *server) openConsole(context.Context) error {
+	if !s.cfg.runs(roleConsole) {
+		return nil
+	}
+	c := web.Config{
+		Store:     s.store,
+		Directory: s.directory,
+		Tables:    projections.NewTables(s.reader),
+		Vault:     s.vault,
+		SignIn:    s.api.SignIn,
+		Now:       time.Now,
+		Log:       s.log,
+	}
+	if s.inbox != nil {
+		c.Inbox = consoleInbox{s.inbox}
+	}
+	console, err := web.New(c)
+	s.console = console
+	return err
+}
+
+func (s *server) listen(context.Context) error {
+	listener, err := net.Listen("tcp", s.cfg.HTTPAddr)
+	if err != nil {
+		return fmt.Errorf("listen for HTTP (POSTBOOK_HTTP_ADDR): %w", err)
+	}
+	s.listener = listener
+	s.atEnd(func(context.Context) error {
+		if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
+	return nil
+}
+
+// baseURL is where the API answers.
+func (s *server) baseURL() string { return "http://" + s.listener.Addr().String() }
+
+// run serves until ctx ends or a part fails. ready is called once everything
+// answers.
+func (s *server) run(ctx context.Context, ready func(context.Context) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.vault.run(ctx) })
+	group.Go(func() error { return s.followLedger(ctx) })
+	group.Go(func() error {
+		select {
+		case <-s.store.Done():
+			return fmt.Errorf("the log has stopped: %w", s.store.Err())
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	head, err := s.store.Head(ctx, eventstore.Ledger)
+	if err == nil {
+		// Nothing is decided before everything that was decided is known.
+		err = s.directory.Await(ctx, head)
+	}
+	if err == nil {
+		err = s.startRoles(ctx, group)
+	}
+	if err == nil && ready != nil {
+		err = ready(ctx)
+	}
+	if err != nil {
+		group.Go(func() error { return err })
+	}
+	err = group.Wait()
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (s *server) startRoles(ctx context.Context, group *errgroup.Group) error {
+	if s.cfg.runs(roleProjections) {
+		runner := projections.NewRunner(s.writer, s.store, s.log, projections.Models...)
+		group.Go(func() error { return runner.Run(ctx) })
+	}
+	if s.cfg.runs(roleWorkers) {
+		if err := s.startWorkers(ctx, group); err != nil {
+			return err
+		}
+	}
+	if s.cfg.runs(roleAPI) || s.cfg.runs(roleConsole) {
+		s.serveHTTP(ctx, group)
+	}
+	return s.announce()
+}
+
+func (s *server) startWorkers(ctx context.Context, group *errgroup.Group) error {
+	sender, err := s.sender()
+	if err != nil {
+		return err
+	}
+	verp, err := s.vault.ring.DeriveKey(ctx, "verp")
+	if err != nil {
+		return err
+	}
+	snapshots, err := s.store.Bucket(ctx, "open-emails")
+	if err != nil {
+		return err
+	}
+	dispatcher := workers.NewDispatcher(workers.Config{
+		Store:     s.store,
+		Directory: s.directory,
+		Vault:     s.vault,
+		Sender:    sender,
+		VERP:      delivery.VERP{Key: verp},
+		Hostname:  s.cfg.Hostname,
+		Mode:      s.cfg.Delivery,
+		Snapshots: snapshots,
+		Now:       time.Now,
+		Log:       s.log,
+	})
+	group.Go(func() error { return dispatcher.Run(ctx) })
+	router, err := workers.NewRouter(workers.RouterConfig{
+		Store:     s.store,
+		Directory: s.directory,
+		Resolver:  s.resolver,
+		Expected:  s.cfg.expected(),
+		Now:       time.Now,
+		Log:       s.log,
+	})
+	if err != nil {
+		return err
+	}
+	group.Go(func() error { return router.Run(ctx) })
+	return nil
+}
+
+func (s *server) sender() (*delivery.Sender, error) {
+	c := delivery.Config{
+		Hostname:     s.cfg.Hostname,
+		Port:         s.cfg.MXPort,
+		Resolver:     s.resolver,
+		AllowPrivate: s.cfg.MXPrivate,
+	}
+	switch s.cfg.Delivery {
+	case modeSandbox:
+		c.Fixed = s.inbox.Addr()
+	case modeRelay:
+		relay, err := url.Parse(s.cfg.RelayURL)
+		if err != nil {
+			return nil, errors.New("POSTBOOK_RELAY_URL is not a URL")
+		}
+		c.Relay = relay
+	}
+	sender, err := delivery.NewSender(c)
+	if err != nil {
+		return nil, err
+	}
+	s.atEnd(func(context.Context) error { return sender.Close() })
+	return sender, nil
+}
+
+func (s *server) serveHTTP(ctx context.Context, group *errgroup.Group) {
+	mux := http.NewServeMux()
+	mux.Handle("/", s.api.Handler())
+	if s.console != nil {
+		mux.Handle("/console/", s.console.Handler())
+		mux.Handle("/console", http.RedirectHandler("/console/", http.StatusSeeOther))
+	}
+	srv := api.Server(mux, s.log)
+	group.Go(func() error {
+		if err := srv.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve HTTP: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		ending, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		return errors.Join(srv.Shutdown(ending), ctx.Err())
+	})
+}
+
+// followLedger keeps the directory up to date. A log that is away is asked again.
+func (s *server) followLedger(ctx context.Context) error {
+	for {
+		err := s.store.Follow(ctx, eventstore.Following{Log: eventstore.Ledger, After: s.directory.Seq()}, func(_ context.Context, entries []eventstore.Entry) error {
+			for _, e := range entries {
+				if e.Err != nil {
+					return fmt.Errorf("the ledger cannot be read: %w", e.Err)
+				}
+				s.directory.Apply(e.Seq, e.Events)
+			}
+			return nil
+		})
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !errors.Is(err, eventstore.ErrUnavailable) {
+			return err
+		}
+		s.log.Warn("the ledger is away", "error", err)
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func parseMailbox(text string) (api.Mailbox, error) {
+	a, err := delivery.ParseAddress(text)
+	return api.Mailbox{Name: a.Name, Local: a.Local, Domain: a.Domain}, err
+}
+
+// parseDomain checks a domain name as the domain of an address is checked.
+func parseDomain(name string) (string, error) {
+	a, err := delivery.ParseAddress("postmaster@" + strings.TrimSuffix(name, "."))
+	return a.Domain, err
+}
+
+// newSigningKey makes an RSA key of 2,048 bits: what every receiver verifies
+// (RFC 8301, 3.2), and what fits a DNS record.
+func newSigningKey() (pkcs8 []byte, public string, err error) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return nil, "", err
+	}
+	if pkcs8, err = x509.MarshalPKCS8PrivateKey(key); err != nil {
+		return nil, "", err
+	}
+	der, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	return pkcs8, base64.StdEncoding.EncodeToString(der), err
+}
+
+// writeAtomically replaces a file that only its owner may read.
+func writeAtomically(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if _, err := f.Write(data); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

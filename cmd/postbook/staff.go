@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"time"
+
+	"github.com/google/uuid"
+
+	"postbook.dev/postbook/domain"
+)
+
+type staffCommand struct {
+	Join staffJoin `cmd:"" help:"Make somebody a member of staff, while no server runs. Prints a password and the secret of a second factor, once."`
+}
+
+type staffJoin struct {
+	Email string `arg:"" help:"Email address."`
+	Role  string `enum:"trust,support" default:"support" help:"trust blocks and unblocks accounts; support reads."`
+}
+
+// Run makes somebody a member of staff.
+func (c staffJoin) Run(ctx context.Context, cfg Config, out output) error {
+	if err := cfg.settle(false); err != nil {
+		return err
+	}
+	if _, ok := found(cfg); ok {
+		return errors.New("stop the server first: the operator's authority is that of whoever holds the data directory alone")
+	}
+	cfg.HTTPAddr, cfg.Roles = "127.0.0.1:0", []string{roleProjections}
+	s, err := start(ctx, cfg, cfg.logger())
+	if err != nil {
+		return err
+	}
+	ctx, done := context.WithCancel(ctx)
+	defer done()
+	err = s.run(ctx, func(ctx context.Context) error {
+		defer done()
+		password := rand.Text()
+		id, secret, err := s.api.JoinStaff(ctx, operator(time.Now()), c.Email, password, domain.Role(c.Role))
+		if err != nil {
+			return err
+		}
+		if printed, err := out.object(map[string]string{"id": id, "email": c.Email, "password": password, "totp_secret": secret}); printed {
+			return err
+		}
+		fmt.Printf("%s is staff with the role %s.\n  id           %s\n  password     %s\n  totp secret  %s\nThey are shown this once.\n", c.Email, c.Role, id, password, secret)
+		return nil
+	})
+	return errors.Join(err, s.stop())
+}
+
+// operator is the authority of whoever holds the data directory.
+func operator(now time.Time) domain.Authority {
+	name := "uid-" + fmt.Sprint(os.Getuid())
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	id := uuid.Must(uuid.NewV7())
+	return domain.Authority{
+		Actor: domain.Actor{Kind: domain.Operator, ID: name}, Account: domain.Platform,
+		Via: domain.ViaCLI, Auth: domain.Internal, AuthAt: now, At: now, Command: id, Correlation: id,
+	}
+}

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/access"
+	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/keyring"
+)
+
+// A vault seals and opens personal data with the keyring, and counts what was
+// opened by whom. The counts go to the log once a second: that nothing was
+// opened is then as provable as that something was.
+type vault struct {
+	ring  *keyring.Keyring
+	store *eventstore.Store
+	log   *slog.Logger
+
+	mu     sync.Mutex
+	opened map[opening]*unsealed
+}
+
+type opening struct {
+	account, class string
+	actor          domain.Actor
+}
+
+type unsealed struct {
+	by    domain.Authority
+	count int
+}
+
+func newVault(ring *keyring.Keyring, store *eventstore.Store, log *slog.Logger) *vault {
+	return &vault{ring: ring, store: store, log: log, opened: map[opening]*unsealed{}}
+}
+
+func (v *vault) Seal(ctx context.Context, account, class, subject string, plain []byte) (domain.Sealed, error) {
+	keys, err := v.ring.Account(ctx, account)
+	if err != nil {
+		return nil, err
+	}
+	return keys.Seal(keyring.Class(class), subject, plain, bound(account, class, subject))
+}
+
+func (v *vault) Open(ctx context.Context, account, class, subject string, box []byte) ([]byte, error) {
+	keys, err := v.ring.Account(ctx, account)
+	if err != nil {
+		return nil, err
+	}
+	v.count(ctx, account, class)
+	return keys.Open(ctx, keyring.Class(class), subject, box, bound(account, class, subject))
+}
+
+// bound is what a box is sealed to, so that it opens nowhere else.
+func bound(account, class, subject string) []byte {
+	return []byte(account + "/" + class + "/" + subject)
+}
+
+func (v *vault) Index(ctx context.Context, account, address string) (string, error) {
+	keys, err := v.ring.Account(ctx, account)
+	if err != nil {
+		return "", err
+	}
+	return keys.Index(address), nil
+}
+
+func (v *vault) MAC(ctx context.Context, purpose string, data []byte) ([]byte, error) {
+	return v.ring.MAC(ctx, purpose, data)
+}
+
+func (v *vault) count(ctx context.Context, account, class string) {
+	by, ok := domain.OnBehalf(ctx)
+	if !ok {
+		by = domain.Authority{Actor: domain.Actor{Kind: domain.System, ID: "postbook"}, Account: domain.Platform, Via: domain.ViaWorker, Auth: domain.Internal}
+	}
+	key := opening{account, class, by.Actor}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	u := v.opened[key]
+	if u == nil {
+		u = &unsealed{by: by}
+		v.opened[key] = u
+	}
+	u.count++
+}
+
+// run writes the counts until ctx ends, and then what is left.
+func (v *vault) run(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			v.flush(ctx)
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+			v.flush(last)
+			cancel()
+			return ctx.Err()
+		}
+	}
+}
+
+func (v *vault) flush(ctx context.Context) {
+	v.mu.Lock()
+	opened := v.opened
+	v.opened = map[opening]*unsealed{}
+	v.mu.Unlock()
+	byAccount := map[string][]eventstore.Commit{}
+	for key, u := range opened {
+		by := u.by
+		id := uuid.Must(uuid.NewV7())
+		by.Causation, by.Command = by.Command, id
+		byAccount[key.account] = append(byAccount[key.account], eventstore.Commit{
+			Stream: domain.Stream{Account: key.account, Kind: "access", ID: id.String()},
+			By:     by,
+			Events: []domain.Event{access.Unsealed{Class: key.class, Purpose: string(by.Via), Count: u.count}},
+		})
+	}
+	for account, commits := range byAccount {
+		if err := v.store.Record(ctx, eventstore.Access, account, commits, false); err != nil {
+			v.log.Error("openings of sealed data are not on record", "account", account, "error", err)
+		}
+	}
+}
+
+// keysets keeps the keyring's keysets in a bucket of the log.
+type keysets struct{ bucket *eventstore.Bucket }
+
+func (k keysets) Load(ctx context.Context, account string) ([]byte, uint64, error) {
+	blob, revision, err := k.bucket.Get(ctx, account)
+	return blob, revision, asKeyring(err)
+}
+
+func (k keysets) Save(ctx context.Context, account string, blob []byte, revision uint64) (uint64, error) {
+	revision, err := k.bucket.Update(ctx, account, blob, revision)
+	return revision, asKeyring(err)
+}
+
+func (k keysets) Delete(ctx context.Context, account string, revision uint64) error {
+	return asKeyring(k.bucket.Delete(ctx, account, revision))
+}
+
+func (k keysets) Watch(ctx context.Context, changed func(account string)) error {
+	return k.bucket.Watch(ctx, changed)
+}
+
+// asKeyring gives the log's errors the names that the keyring knows.
+func asKeyring(err error) error {
+	switch {
+	case errors.Is(err, eventstore.ErrNoEntry):
+		return fmt.Errorf("%w: %w", keyring.ErrNotFound, err)
+	case errors.Is(err, eventstore.ErrConflict):
+		return fmt.Errorf("%w: %w", keyring.ErrConflict, err)
+	}
+	return err
+}
