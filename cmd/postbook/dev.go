@@ -169,4 +169,3 @@ type devLogin struct {
 	Password   string `json:"password"`
 	TOTPSecret string `json:"totp_secret,omitempty"`
 }
-

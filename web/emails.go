@@ -1,0 +1,142 @@
+package web
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/email"
+	"postbook.dev/postbook/projections"
+)
+
+type emailsPage struct {
+	Emails []emailRow
+	Older  string // cursor
+	Newer  bool   // there is a page before this one
+	Domain string // for the line that shows how to send
+	Host   string
+}
+
+type emailRow struct {
+	ID        string
+	To        []string
+	From      string
+	Subject   string
+	LastEvent string
+	CreatedAt time.Time
+}
+
+const perPage = 25
+
+func (c *Console) emails(ctx context.Context, v *visit) (view, error) {
+	after := v.URL.Query().Get("after")
+	rows, more, err := c.Tables.Emails(ctx, v.by.Account, projections.Page{Limit: perPage, After: after})
+	if errors.Is(err, projections.ErrBadCursor) {
+		return view{}, problemError{http.StatusNotFound, "There is no such page of the list."}
+	}
+	if err != nil {
+		return view{}, err
+	}
+	page := emailsPage{Newer: after != "", Host: v.Host}
+	var ids []string
+	for _, row := range rows {
+		e, err := c.envelope(ctx, row)
+		if err != nil {
+			return view{}, err
+		}
+		page.Emails = append(page.Emails, emailRow{row.ID, e.To, e.From, e.Subject, row.LastEvent, row.CreatedAt})
+		ids = append(ids, row.ID)
+	}
+	if more && len(rows) > 0 {
+		page.Older = rows[len(rows)-1].ID
+	}
+	for _, s := range c.Directory.Senders() {
+		if s.Account == v.by.Account && s.CanSend {
+			page.Domain = s.Name
+		}
+	}
+	fields := []domain.Field{"email.id", "email.to", "email.from", "email.subject", "email.last_event", "email.created_at"}
+	return view{page: "emails", title: "Emails", data: page, fields: fields, objects: ids}, nil
+}
+
+func (c *Console) envelope(ctx context.Context, row projections.Email) (email.Envelope, error) {
+	var e email.Envelope
+	plain, err := c.Vault.Open(ctx, row.AccountID, "envelope", row.ID, row.Envelope)
+	if err != nil {
+		return e, err
+	}
+	return e, json.Unmarshal(plain, &e)
+}
+
+type emailPage struct {
+	emailRow
+	Cc, Bcc, ReplyTo []string
+	MessageID        string
+	ScheduledAt      *time.Time
+	Recipients       []recipientRow
+	Timeline         []step
+	Text             string
+	HTML             bool
+	Log              string
+	Final            bool
+}
+
+type recipientRow struct {
+	Kind, Address, Status string
+}
+
+func (c *Console) email(ctx context.Context, v *visit) (view, error) {
+	row, err := c.Tables.Email(ctx, v.by.Account, v.PathValue("id"))
+	if errors.Is(err, projections.ErrNotFound) {
+		return view{}, problemError{http.StatusNotFound, "There is no such email."}
+	}
+	if err != nil {
+		return view{}, err
+	}
+	e, err := c.envelope(ctx, row)
+	if err != nil {
+		return view{}, err
+	}
+	history, err := c.Store.Chain(ctx, row.Log, row.LastSeq)
+	if err != nil {
+		return view{}, err
+	}
+	page := emailPage{
+		emailRow: emailRow{row.ID, e.To, e.From, e.Subject, row.LastEvent, row.CreatedAt},
+		Cc:       e.Cc, Bcc: e.Bcc, ReplyTo: e.ReplyTo, MessageID: row.MessageID, ScheduledAt: row.ScheduledAt, Log: row.Log,
+	}
+	if err := c.addHistory(ctx, &page, row, history); err != nil {
+		return view{}, err
+	}
+	if err := c.addContent(ctx, &page, row); err != nil {
+		return view{}, err
+	}
+	fields := []domain.Field{
+		"email.id", "email.to", "email.cc", "email.bcc", "email.reply_to", "email.from", "email.subject", "email.text",
+		"email.last_event", "email.created_at", "email.scheduled_at", "email.message_id", "email.timeline",
+	}
+	return view{page: "email", title: e.Subject, data: page, fields: fields, objects: []string{row.ID}}, nil
+}
+
+func (c *Console) addContent(ctx context.Context, page *emailPage, row projections.Email) error {
+	sealed, err := c.Store.Content(ctx, row.Content)
+	if err != nil {
+		return err
+	}
+	plain, err := c.Vault.Open(ctx, row.AccountID, "body", row.ID, sealed)
+	if err != nil {
+		return err
+	}
+	var content email.Content
+	if err := json.Unmarshal(plain, &content); err != nil {
+		return err
+	}
+	page.Text, page.HTML = content.Text, content.HTML != ""
+	if page.Text == "" {
+		page.Text = content.HTML
+	}
+	return nil
+}
