@@ -1,0 +1,263 @@
+package keyring
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// memory keeps keysets in a map, with revisions.
+type memory struct {
+	mu    sync.Mutex
+	blobs map[string][]byte
+	revs  map[string]uint64
+}
+
+func newMemory() *memory { return &memory{blobs: map[string][]byte{}, revs: map[string]uint64{}} }
+
+func (m *memory) Load(_ context.Context, account string) ([]byte, uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	blob, ok := m.blobs[account]
+	if !ok {
+		return nil, 0, ErrNotFound
+	}
+	return bytes.Clone(blob), m.revs[account], nil
+}
+
+func (m *memory) Save(_ context.Context, account string, blob []byte, revision uint64) (uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.revs[account] != revision {
+		return 0, ErrConflict
+	}
+	m.blobs[account], m.revs[account] = bytes.Clone(blob), revision+1
+	return revision + 1, nil
+}
+
+func (m *memory) Delete(_ context.Context, account string, revision uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.revs[account] != revision {
+		return ErrConflict
+	}
+	delete(m.blobs, account)
+	return nil
+}
+
+func (m *memory) Watch(ctx context.Context, _ func(string)) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func open(t testing.TB, store Store) *Keyring {
+	t.Helper()
+	root, err := OpenRoot(t.Context(), filepath.Join(t.TempDir(), "root.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(store, root, Options{})
+}
+
+func TestWhatIsSealedOpensOnlyWhereItBelongs(t *testing.T) {
+	k := open(t, newMemory())
+	for _, id := range []string{"a", "b"} {
+		if err := k.Create(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, _ := k.Account(t.Context(), "a")
+	b, _ := k.Account(t.Context(), "b")
+	box, err := a.Seal(Body, "mail-1", []byte("dear you"), []byte("aad"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := a.Open(t.Context(), Body, "mail-1", box, []byte("aad")); err != nil || string(got) != "dear you" {
+		t.Fatalf("opened as %q, %v", got, err)
+	}
+	for name, try := range map[string]func() ([]byte, error){
+		"other account": func() ([]byte, error) { return b.Open(t.Context(), Body, "mail-1", box, []byte("aad")) },
+		"other class":   func() ([]byte, error) { return a.Open(t.Context(), Envelope, "mail-1", box, []byte("aad")) },
+		"other subject": func() ([]byte, error) { return a.Open(t.Context(), Body, "mail-2", box, []byte("aad")) },
+		"other place":   func() ([]byte, error) { return a.Open(t.Context(), Body, "mail-1", box, []byte("else")) },
+	} {
+		if got, err := try(); err == nil {
+			t.Errorf("%s: opened as %q", name, got)
+		}
+	}
+	for i := range box {
+		changed := bytes.Clone(box)
+		changed[i] ^= 1
+		if _, err := a.Open(t.Context(), Body, "mail-1", changed, []byte("aad")); err == nil {
+			t.Errorf("a box with byte %d changed was opened", i)
+		}
+	}
+}
+
+func TestForgettingDestroysExactlyTheKeysThatWereNamed(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		store := newMemory()
+		k := open(t, store)
+		if err := k.Create(t.Context(), "a"); err != nil {
+			rt.Fatal(err)
+		}
+		a, _ := k.Account(t.Context(), "a")
+		n := rapid.IntRange(1, 12).Draw(rt, "subjects")
+		boxes := make([][]byte, n)
+		leaves := make([][]byte, n)
+		for i := range n {
+			boxes[i], _ = a.Seal(Recipient, fmt.Sprint(i), []byte("x"), nil)
+			leaves[i], _ = a.keys.key(Recipient, fmt.Sprint(i))
+		}
+		forgotten := rapid.SliceOfDistinct(rapid.IntRange(0, n-1), func(i int) int { return i }).Draw(rt, "forgotten")
+		gone := map[int]bool{}
+		for _, i := range forgotten {
+			gone[i] = true
+			if err := k.Forget(t.Context(), "a", Recipient, fmt.Sprint(i)); err != nil {
+				rt.Fatal(err)
+			}
+		}
+		after, err := k.Account(t.Context(), "a")
+		if err != nil {
+			rt.Fatal(err)
+		}
+		raw := after.keys.marshal()
+		for i := range n {
+			_, err := after.Open(t.Context(), Recipient, fmt.Sprint(i), boxes[i], nil)
+			if gone[i] != errors.Is(err, ErrErased) || !gone[i] && err != nil {
+				rt.Fatalf("subject %d, forgotten %v: %v", i, gone[i], err)
+			}
+			if !gone[i] {
+				continue
+			}
+			// No seed on the path from the root to the leaf may be left.
+			if bytes.Contains(raw, leaves[i]) {
+				rt.Fatalf("the key of subject %d is still in the keyset", i)
+			}
+			path := leaf(fmt.Sprint(i))
+			for _, node := range after.keys.trees[Recipient] {
+				if node.covers(path) {
+					rt.Fatalf("a seed above subject %d is still in the keyset", i)
+				}
+			}
+		}
+	})
+}
+
+func TestTwoProcessesForgetAtTheSameTime(t *testing.T) {
+	store := newMemory()
+	one := open(t, store)
+	two := New(store, one.root, Options{})
+	if err := one.Create(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for i := range 20 {
+		all.Go(func() {
+			k := one
+			if i%2 == 1 {
+				k = two
+			}
+			if err := k.Forget(context.Background(), "a", Body, fmt.Sprint(i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	fresh := New(store, one.root, Options{})
+	a, err := fresh.Account(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		if _, err := a.Seal(Body, fmt.Sprint(i), nil, nil); !errors.Is(err, ErrErased) {
+			t.Errorf("subject %d: %v, want ErrErased", i, err)
+		}
+	}
+}
+
+func TestAKeysetCannotBePutInThePlaceOfAnother(t *testing.T) {
+	store := newMemory()
+	k := open(t, store)
+	for _, id := range []string{"a", "b"} {
+		if err := k.Create(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store.blobs["a"] = store.blobs["b"]
+	if _, err := k.Account(t.Context(), "a"); err == nil {
+		t.Fatal("the keyset of another account was taken")
+	}
+}
+
+func TestAnErasedAccountHasNoKeys(t *testing.T) {
+	k := open(t, newMemory())
+	if err := k.Create(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.ForgetAccount(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Account(t.Context(), "a"); !errors.Is(err, ErrErased) {
+		t.Fatalf("got %v, want ErrErased", err)
+	}
+}
+
+func TestARootKeyThatOthersMayReadIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "root.key")
+	if _, err := OpenRoot(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("made with mode %v, %v", info.Mode(), err)
+	}
+	for _, mode := range []os.FileMode{0o640, 0o604, 0o660, 0o644} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenRoot(t.Context(), path); err == nil {
+			t.Errorf("mode %o was taken", mode)
+		}
+	}
+}
+
+func TestUnknownLocationsOfTheRootKeyAreRefused(t *testing.T) {
+	for _, location := range []string{"aws-kms://key", "vault+http://vault.example/v1/transit/k", "vault+https://host"} {
+		if _, err := OpenRoot(t.Context(), location); err == nil {
+			t.Errorf("%s was taken", location)
+		}
+	}
+}
+
+func FuzzKeyset(f *testing.F) {
+	k := newKeyset()
+	k.forget(Body, "x")
+	f.Add(k.marshal())
+	f.Add([]byte{version})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		k, err := unmarshal(b)
+		if err == nil && !bytes.Equal(k.marshal(), b) {
+			t.Fatal("a keyset that was read is written differently")
+		}
+	})
+}
+
+func BenchmarkSeal(b *testing.B) {
+	k := open(b, newMemory())
+	_ = k.Create(b.Context(), "a")
+	a, _ := k.Account(b.Context(), "a")
+	plain := make([]byte, 300)
+	for b.Loop() {
+		if _, err := a.Seal(Body, "mail", plain, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
