@@ -1,0 +1,159 @@
+package eventstore
+
+// Writing to the log. An acknowledgement that does not come is not a failed
+// write, and a conflict may be with one's own earlier try: in both cases the
+// tail of the subject says what happened.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"postbook.dev/postbook/domain"
+)
+
+// A Commit is what one command leads to: one to n events of one aggregate, kept
+// in one message, so that all of them are recorded or none.
+type Commit struct {
+	Stream domain.Stream
+	By     domain.Authority // its Command gives the events their identities
+	Events []domain.Event
+	Prev   uint64    // sequence of the aggregate's previous commit; Append sets it itself
+	At     time.Time // when it is recorded; zero is now
+}
+
+// Append records a commit of an aggregate of the ledger, whose last commit has
+// the sequence expected, 0 if it has none. It returns ErrConflict if the
+// aggregate has moved on. A commit that turns out to be recorded already, by an
+// earlier try, is a success.
+func (s *Store) Append(ctx context.Context, c Commit, expected uint64) ([]domain.Recorded, error) {
+	c.Prev = expected
+	subject := "ledger." + c.Stream.String()
+	msg, recorded, err := s.encode(subject, c)
+	if err != nil {
+		return nil, err
+	}
+	msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(expected, 10)}
+	p := s.publish(ctx, true, msg)[0]
+	switch {
+	case p.err == nil && !p.duplicate:
+		return place(recorded[0], Ledger, p.seq), nil
+	case p.err != nil && s.Err() != nil:
+		return nil, fmt.Errorf("eventstore: append to %s: %w", c.Stream, p.err)
+	}
+	held, err := s.heldAtTail(ctx, subject, recorded[0][0].ID)
+	switch {
+	case err == nil:
+		return held, nil
+	case p.err != nil:
+		return nil, fmt.Errorf("eventstore: append to %s: %w", c.Stream, p.err)
+	}
+	return nil, fmt.Errorf("eventstore: append to %s: the command %s has been recorded elsewhere in the ledger, at %d; each aggregate needs a command of its own", c.Stream, c.By.Command, p.seq)
+}
+
+// heldAtTail returns the last commit on a subject if it begins with the event
+// id, once it is on disk. A caller who has given up waiting still gets its
+// answer: a second is enough for that.
+func (s *Store) heldAtTail(ctx context.Context, subject string, id uuid.UUID) ([]domain.Recorded, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	tail, err := s.lastOn(ctx, Ledger, subject)
+	if err != nil {
+		return nil, err
+	}
+	if tail.Err != nil || tail.Events[0].ID != id {
+		return nil, ErrNoEntry
+	}
+	settled := []published{{seq: tail.Seq, stream: Ledger}}
+	s.waitForDisk(ctx, settled)
+	return tail.Events, settled[0].err
+}
+
+// Accept records the first commits of emails, each in its email's partition. It
+// returns when all are on disk. After an error any of them may or may not be
+// recorded, and none may be promised to anybody.
+func (s *Store) Accept(ctx context.Context, commits []Commit) ([][]domain.Recorded, error) {
+	if len(commits) == 0 {
+		return nil, nil
+	}
+	msgs := make([]*nats.Msg, len(commits))
+	recorded := make([][]domain.Recorded, len(commits))
+	for i, c := range commits {
+		id, err := uuid.Parse(c.Stream.ID)
+		if err != nil {
+			return nil, fmt.Errorf("eventstore: accept %s: an email's id is a UUID: %w", c.Stream, err)
+		}
+		msg, one, err := s.encode(mailSubject(Partition(id, s.cfg.Partitions), c.Stream.Account), c)
+		if err != nil {
+			return nil, err
+		}
+		msgs[i], recorded[i] = msg, one[0]
+	}
+	out := s.publish(ctx, true, msgs...)
+	if err := s.settle(ctx, commits, recorded, out); err != nil {
+		return nil, fmt.Errorf("eventstore: accept %d emails: %w", len(commits), err)
+	}
+	return recorded, nil
+}
+
+// settle places what was recorded. The server answers a message whose id it
+// knows with the earlier message's place; that must then be the same commit.
+func (s *Store) settle(ctx context.Context, commits []Commit, recorded [][]domain.Recorded, out []published) error {
+	var failed error
+	for i, p := range out {
+		switch {
+		case p.err != nil:
+			// A fence outranks an outage: it tells the owner to stop.
+			if failed == nil || errors.Is(p.err, ErrConflict) {
+				failed = p.err
+			}
+			continue
+		case p.duplicate:
+			held, err := s.Read(ctx, p.stream, p.seq)
+			if err != nil || held.Err != nil {
+				failed = errors.Join(failed, err, held.Err)
+				continue
+			}
+			if held.Events[0].Stream != commits[i].Stream {
+				failed = fmt.Errorf("the command %s was recorded for %s and cannot be recorded for %s", commits[i].By.Command, held.Events[0].Stream, commits[i].Stream)
+				continue
+			}
+			recorded[i] = held.Events
+		default:
+			place(recorded[i], p.stream, p.seq)
+		}
+	}
+	return failed
+}
+
+// Record puts facts about reads or refusals on ACCESS or ASKED, all in one
+// message. It returns when the server has them, and if wait is set when they
+// are on disk.
+func (s *Store) Record(ctx context.Context, log, account string, commits []Commit, wait bool) error {
+	subject, ok := map[string]string{Access: "access.", Asked: "asked."}[log]
+	if !ok || !isToken(account) {
+		return fmt.Errorf("eventstore: record: there is no log %s of account %q", log, account)
+	}
+	msg, _, err := s.encode(subject+account, commits...)
+	if err != nil {
+		return err
+	}
+	if p := s.publish(ctx, wait, msg)[0]; p.err != nil {
+		return fmt.Errorf("eventstore: record on %s: %w", log, p.err)
+	}
+	return nil
+}
+
+// place fills in where a commit was recorded.
+func place(events []domain.Recorded, log string, seq uint64) []domain.Recorded {
+	for i := range events {
+		events[i].Position = domain.Position{Log: log, Seq: seq}
+	}
+	return events
+}

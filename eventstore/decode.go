@@ -1,0 +1,448 @@
+package eventstore
+
+// Reading the wire form back. Projections read every event there ever was, so
+// the envelope is scanned by hand: it accepts what encoding/json accepts, and a
+// fuzz test holds the two together.
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"postbook.dev/postbook/domain"
+)
+
+// maxEvents bounds what one message may hold.
+const maxEvents = 100_000
+
+// decoder reads bodies. It keeps the short strings that come again and again,
+// and is not for concurrent use.
+type decoder struct {
+	registry *domain.Registry
+	held     map[string]string
+	body     []byte
+	at       int
+}
+
+// maxHeld bounds the strings that a decoder keeps.
+const maxHeld = 4096
+
+func newDecoder(r *domain.Registry) *decoder {
+	return &decoder{registry: r, held: map[string]string{}}
+}
+
+// decoders are at hand for single reads.
+var decoders sync.Pool
+
+// decodeBody reads the events of one message.
+func (s *Store) decodeBody(pos domain.Position, body []byte) ([]domain.Recorded, error) {
+	d, _ := decoders.Get().(*decoder)
+	if d == nil || d.registry != s.cfg.Registry {
+		d = newDecoder(s.cfg.Registry)
+	}
+	defer decoders.Put(d)
+	return d.decode(pos, body)
+}
+
+// decodeEntry reads a message as it was delivered. An entry that cannot be read
+// says so in Err.
+func (s *Store) decodeEntry(log string, seq uint64, at time.Time, subject string, body []byte) Entry {
+	e := Entry{Position: domain.Position{Log: log, Seq: seq}, Time: at, Subject: subject, Raw: body}
+	if !isClaim(subject) {
+		e.Events, e.Err = s.decodeBody(e.Position, body)
+	}
+	return e
+}
+
+// isClaim reports whether the subject is one of the claims to a partition.
+func isClaim(subject string) bool {
+	return strings.HasPrefix(subject, "mail.") && strings.HasSuffix(subject, ".owner")
+}
+
+// decode reads the events of the message at pos.
+func (d *decoder) decode(pos domain.Position, body []byte) ([]domain.Recorded, error) {
+	events, err := d.events(body)
+	if err != nil {
+		return nil, fmt.Errorf("eventstore: %s %d: %w", pos.Log, pos.Seq, err)
+	}
+	recorded := make([]domain.Recorded, len(events))
+	for i, e := range events {
+		if recorded[i], err = e.recorded(); err == nil {
+			recorded[i].Event, err = d.registry.Decode(e.Type, recorded[i].Version, e.data)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("eventstore: %s %d, event %d: %w", pos.Log, pos.Seq, i, err)
+		}
+		recorded[i].Position = pos
+	}
+	return recorded, nil
+}
+
+// envelope is one event as it is written, before its values are understood.
+type envelope struct {
+	SpecVersion, ID, Source, Type, DataSchema, Time, Subject string
+
+	Actor, ActorKind, Role, Via, IP, Auth, AuthTime, AskedAt, Approvals, Reason string
+	CommandID, CorrelationID, CausationID, Traceparent, Prev                    string
+
+	Account     string
+	hasAccount  bool
+	CommitIndex int
+	data        []byte
+}
+
+// recorded understands an envelope: all but its data.
+func (e *envelope) recorded() (domain.Recorded, error) {
+	var r domain.Recorded
+	var p parsing
+	if e.SpecVersion != specVersion {
+		p.failed("specversion", fmt.Errorf("it is %q", e.SpecVersion))
+	}
+	schema, ok := strings.CutPrefix(e.DataSchema, schemaPrefix)
+	if ok {
+		schema, ok = strings.CutPrefix(schema, e.Type)
+	}
+	if ok {
+		schema, ok = strings.CutPrefix(schema, "/v")
+	}
+	version, err := strconv.Atoi(schema)
+	if !ok || err != nil || version < 1 {
+		p.failed("dataschema", fmt.Errorf("%q is not a version of %q", e.DataSchema, e.Type))
+	}
+	r.ID = p.uuid("id", e.ID)
+	if r.Stream, ok = parseStream(e.Subject); !ok {
+		p.failed("subject", fmt.Errorf("%q does not name an aggregate", e.Subject))
+	}
+	r.Type, r.Version, r.Index = e.Type, version, e.CommitIndex
+	r.Time = p.time("time", e.Time)
+	if e.Prev != "" {
+		if r.Prev, err = strconv.ParseUint(e.Prev, 10, 64); err != nil {
+			p.failed("prev", err)
+		}
+	}
+	r.By = domain.Authority{
+		Actor:       domain.Actor{Kind: domain.ActorKind(e.ActorKind), ID: e.Actor},
+		Account:     e.Account,
+		Role:        domain.Role(e.Role),
+		Via:         domain.Via(e.Via),
+		IP:          e.IP,
+		Auth:        domain.Strength(e.Auth),
+		Reason:      e.Reason,
+		At:          r.Time,
+		Command:     p.uuid("commandid", e.CommandID),
+		Traceparent: e.Traceparent,
+	}
+	if !e.hasAccount {
+		r.By.Account = r.Stream.Account
+	}
+	if e.AuthTime != "" {
+		r.By.AuthAt = p.time("authtime", e.AuthTime)
+	}
+	if e.AskedAt != "" {
+		r.By.At = p.time("askedat", e.AskedAt)
+	}
+	if e.CorrelationID != "" {
+		r.By.Correlation = p.uuid("correlationid", e.CorrelationID)
+	}
+	if e.CausationID != "" {
+		r.By.Causation = p.uuid("causationid", e.CausationID)
+	}
+	if e.Approvals != "" {
+		p.failed("approvals", json.Unmarshal([]byte(e.Approvals), &r.By.Approvals))
+	}
+	return r, p.err
+}
+
+// parsing keeps the first error, with the attribute that it is about.
+type parsing struct{ err error }
+
+func (p *parsing) failed(attribute string, err error) {
+	if err != nil && p.err == nil {
+		p.err = fmt.Errorf("attribute %s: %w", attribute, err)
+	}
+}
+
+func (p *parsing) uuid(attribute, s string) uuid.UUID {
+	id, err := uuid.Parse(s)
+	if err == nil && len(s) != 36 {
+		err = fmt.Errorf("%q is not in canonical form", s)
+	}
+	p.failed(attribute, err)
+	return id
+}
+
+func (p *parsing) time(attribute, s string) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, s)
+	p.failed(attribute, err)
+	return t.UTC()
+}
+
+var errSyntax = errors.New("the body is not a JSON array of events")
+
+// events scans a body into its envelopes.
+func (d *decoder) events(body []byte) ([]envelope, error) {
+	d.body, d.at = body, 0
+	defer func() { d.body = nil }()
+	if len(d.held) > maxHeld {
+		clear(d.held)
+	}
+	if !d.skip('[') {
+		return nil, errSyntax
+	}
+	events := make([]envelope, 0, 2)
+	for {
+		events = append(events, envelope{})
+		if err := d.event(&events[len(events)-1]); err != nil {
+			return nil, err
+		}
+		if !d.skip(',') {
+			break
+		}
+		if len(events) == maxEvents {
+			return nil, fmt.Errorf("there are more than %d events in one body", maxEvents)
+		}
+	}
+	if !d.skip(']') {
+		return nil, errSyntax
+	}
+	if d.space(); d.at != len(d.body) {
+		return nil, errSyntax
+	}
+	return events, nil
+}
+
+func (d *decoder) event(e *envelope) error {
+	if !d.skip('{') {
+		return errSyntax
+	}
+	if d.skip('}') {
+		return nil
+	}
+	for {
+		d.space()
+		key, err := d.text()
+		if err != nil {
+			return err
+		}
+		if !d.skip(':') {
+			return errSyntax
+		}
+		d.space()
+		if err := d.attribute(e, key); err != nil {
+			return err
+		}
+		if d.skip('}') {
+			return nil
+		}
+		if !d.skip(',') {
+			return errSyntax
+		}
+	}
+}
+
+// attribute reads the value of one key. Extensions that this program does not
+// know are passed over: a newer one wrote them.
+func (d *decoder) attribute(e *envelope, key []byte) error {
+	var to *string
+	keep := false // whether the value is one of few
+	switch string(key) {
+	case "specversion":
+		to, keep = &e.SpecVersion, true
+	case "id":
+		to = &e.ID
+	case "source":
+		to, keep = &e.Source, true
+	case "type":
+		to, keep = &e.Type, true
+	case "dataschema":
+		to, keep = &e.DataSchema, true
+	case "time":
+		to = &e.Time
+	case "subject":
+		to = &e.Subject
+	case "actor":
+		to, keep = &e.Actor, true
+	case "actorkind":
+		to, keep = &e.ActorKind, true
+	case "account":
+		to, keep, e.hasAccount = &e.Account, true, true
+	case "role":
+		to, keep = &e.Role, true
+	case "via":
+		to, keep = &e.Via, true
+	case "ip":
+		to, keep = &e.IP, true
+	case "auth":
+		to, keep = &e.Auth, true
+	case "authtime":
+		to = &e.AuthTime
+	case "askedat":
+		to = &e.AskedAt
+	case "approvals":
+		to = &e.Approvals
+	case "reason":
+		to = &e.Reason
+	case "commandid":
+		to = &e.CommandID
+	case "correlationid":
+		to = &e.CorrelationID
+	case "causationid":
+		to = &e.CausationID
+	case "traceparent":
+		to = &e.Traceparent
+	case "prev":
+		to = &e.Prev
+	case "commitindex":
+		raw, err := d.value()
+		if err != nil {
+			return err
+		}
+		if e.CommitIndex, err = strconv.Atoi(string(raw)); err != nil || e.CommitIndex < 0 {
+			return fmt.Errorf("attribute commitindex: %q is not a place", raw)
+		}
+		return nil
+	case "data":
+		raw, err := d.value()
+		e.data = raw
+		return err
+	default:
+		_, err := d.value()
+		return err
+	}
+	text, err := d.text()
+	if err != nil {
+		return fmt.Errorf("attribute %s: %w", key, err)
+	}
+	if !keep {
+		*to = string(text)
+		return nil
+	}
+	held, ok := d.held[string(text)]
+	if !ok {
+		held = string(text)
+		d.held[held] = held
+	}
+	*to = held
+	return nil
+}
+
+var errString = errors.New("it is not a JSON string")
+
+// text reads a string. The bytes are the body's own unless it has escapes.
+func (d *decoder) text() ([]byte, error) {
+	if d.at >= len(d.body) || d.body[d.at] != '"' {
+		return nil, errString
+	}
+	start := d.at
+	plain, ascii := true, true
+	for i := start + 1; i < len(d.body); i++ {
+		switch c := d.body[i]; {
+		case c == '"':
+			d.at = i + 1
+			text := d.body[start+1 : i]
+			if plain && (ascii || utf8.Valid(text)) {
+				return text, nil
+			}
+			var s string
+			if err := json.Unmarshal(d.body[start:i+1], &s); err != nil {
+				return nil, errString
+			}
+			return []byte(s), nil
+		case c == '\\':
+			plain = false
+			i++
+		case c < ' ':
+			return nil, errString
+		case c >= utf8.RuneSelf:
+			ascii = false
+		}
+	}
+	return nil, errString
+}
+
+// value passes over one value of any kind and returns it: it finds where the
+// value ends, and encoding/json says whether it is one.
+func (d *decoder) value() ([]byte, error) {
+	start := d.at
+	if d.at < len(d.body) && d.body[d.at] != '{' && d.body[d.at] != '[' && d.body[d.at] != '"' {
+		end := bytes.IndexAny(d.body[d.at:], ",}] \t\r\n")
+		if end <= 0 {
+			return nil, errSyntax
+		}
+		d.at += end
+		return d.valid(start)
+	}
+	depth := 0
+	for d.at < len(d.body) {
+		switch d.body[d.at] {
+		case '"':
+			if err := d.passString(); err != nil {
+				return nil, err
+			}
+			if depth == 0 {
+				return d.valid(start)
+			}
+			continue
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth--; depth == 0 {
+				d.at++
+				return d.valid(start)
+			}
+		}
+		d.at++
+	}
+	return nil, errSyntax
+}
+
+// valid is the value from start to here, if it is JSON.
+func (d *decoder) valid(start int) ([]byte, error) {
+	raw := d.body[start:d.at]
+	if !json.Valid(raw) {
+		return nil, errSyntax
+	}
+	return raw, nil
+}
+
+func (d *decoder) passString() error {
+	for i := d.at + 1; i < len(d.body); i++ {
+		switch d.body[i] {
+		case '"':
+			d.at = i + 1
+			return nil
+		case '\\':
+			i++
+		}
+	}
+	return errString
+}
+
+func (d *decoder) space() {
+	for d.at < len(d.body) {
+		switch d.body[d.at] {
+		case ' ', '\t', '\r', '\n':
+			d.at++
+		default:
+			return
+		}
+	}
+}
+
+// skip passes over space and the byte c, if that is what comes next.
+func (d *decoder) skip(c byte) bool {
+	d.space()
+	if d.at < len(d.body) && d.body[d.at] == c {
+		d.at++
+		return true
+	}
+	return false
+}

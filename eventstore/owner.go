@@ -1,0 +1,91 @@
+package eventstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"postbook.dev/postbook/domain"
+)
+
+// Owner decides about the emails of one partition. Its claim is an entry of the
+// partition's own log, and every commit expects that claim to be the latest: so
+// whoever claims later fences this one off, whatever it still believes.
+// Accepting emails goes on freely beside it.
+type Owner struct {
+	store     *Store
+	partition int
+	claim     uint64
+}
+
+// claim is the body of a claim to a partition.
+type claim struct {
+	Who string    `json:"who"`
+	At  time.Time `json:"at"`
+}
+
+// Own claims a partition for who, and fences off whoever had it.
+func (s *Store) Own(ctx context.Context, partition int, who string) (*Owner, error) {
+	if partition < 0 || partition >= s.cfg.Partitions || !isToken(who) {
+		return nil, fmt.Errorf("eventstore: %q cannot own partition %d of %d", who, partition, s.cfg.Partitions)
+	}
+	body, err := json.Marshal(claim{Who: who, At: s.cfg.Now().UTC()})
+	if err != nil {
+		return nil, fmt.Errorf("eventstore: encode a claim: %w", err)
+	}
+	p := s.publish(ctx, true, &nats.Msg{Subject: ownerSubject(partition), Header: nats.Header{HeaderClaim: {who}}, Data: body})[0]
+	if p.err != nil {
+		return nil, fmt.Errorf("eventstore: claim partition %d: %w", partition, p.err)
+	}
+	return &Owner{store: s, partition: partition, claim: p.seq}, nil
+}
+
+// Seq is the sequence of the claim. Everything the partition's earlier owners
+// recorded lies before it.
+func (o *Owner) Seq() uint64 { return o.claim }
+
+// Append records commits of emails of the partition and returns when all are on
+// disk. It returns ErrFenced if somebody has claimed the partition since; then,
+// and after any other error, the owner has to read the log to learn what was
+// recorded.
+func (o *Owner) Append(ctx context.Context, commits ...Commit) ([][]domain.Recorded, error) {
+	if len(commits) == 0 {
+		return nil, nil
+	}
+	s := o.store
+	msgs := make([]*nats.Msg, len(commits))
+	recorded := make([][]domain.Recorded, len(commits))
+	for i, c := range commits {
+		msg, one, err := s.encode(mailSubject(o.partition, c.Stream.Account), c)
+		if err != nil {
+			return nil, err
+		}
+		msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(o.claim, 10)}
+		msg.Header[jetstream.ExpectedLastSubjSeqSubjHeader] = []string{ownerSubject(o.partition)}
+		msgs[i], recorded[i] = msg, one[0]
+	}
+	var out []published
+	if s.local != nil {
+		out = s.publish(ctx, true, msgs...)
+	} else {
+		// A cluster checks one expectation of a subject at a time, and answers
+		// a second one that comes meanwhile with a conflict.
+		for _, m := range msgs {
+			out = append(out, s.publish(ctx, true, m)...)
+		}
+	}
+	err := s.settle(ctx, commits, recorded, out)
+	if errors.Is(err, ErrConflict) {
+		return nil, fmt.Errorf("eventstore: append to partition %d under claim %d: %w", o.partition, o.claim, ErrFenced)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("eventstore: append to partition %d: %w", o.partition, err)
+	}
+	return recorded, nil
+}

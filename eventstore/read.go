@@ -1,0 +1,195 @@
+package eventstore
+
+// Reading back. A history is complete or it is an error: each commit names the
+// one before it, so that nothing can be missing unnoticed.
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"postbook.dev/postbook/domain"
+)
+
+// Entry is one message of a log.
+type Entry struct {
+	domain.Position
+	Time    time.Time // when the server stored it
+	Subject string
+	Events  []domain.Recorded // none in a claim to a partition
+	Err     error             // why the events cannot be read, or nil
+	Raw     []byte            // the body
+}
+
+// Read returns the entry at a sequence of a log, or ErrNoEntry.
+func (s *Store) Read(ctx context.Context, log string, seq uint64) (Entry, error) {
+	if s.local == nil {
+		return s.fromLeader(ctx, log, leaderGet{Seq: seq})
+	}
+	stream, err := s.stream(ctx, log)
+	if err != nil {
+		return Entry{}, err
+	}
+	msg, err := stream.GetMsg(ctx, seq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return Entry{}, fmt.Errorf("eventstore: read %s %d: %w", log, seq, ErrNoEntry)
+	}
+	if err != nil {
+		return Entry{}, fmt.Errorf("eventstore: read %s %d: %w: %w", log, seq, ErrUnavailable, err)
+	}
+	return s.decodeEntry(log, msg.Sequence, msg.Time, msg.Subject, msg.Data), nil
+}
+
+// lastOn returns the last entry on a subject, in which wildcards are allowed, or
+// ErrNoEntry.
+func (s *Store) lastOn(ctx context.Context, log, subject string) (Entry, error) {
+	return s.fromLeader(ctx, log, leaderGet{LastOn: subject})
+}
+
+// leaderGet asks for one message of a stream.
+type leaderGet struct {
+	Seq    uint64 `json:"seq,omitempty"`
+	LastOn string `json:"last_by_subj,omitempty"`
+}
+
+// fromLeader asks the stream's leader. The faster direct read may be answered
+// by a follower of a cluster, which may not have what was just acknowledged.
+func (s *Store) fromLeader(ctx context.Context, log string, get leaderGet) (Entry, error) {
+	if !isToken(log) {
+		return Entry{}, fmt.Errorf("eventstore: there is no log called %q: %w", log, ErrNoEntry)
+	}
+	request, err := json.Marshal(get)
+	if err != nil {
+		return Entry{}, fmt.Errorf("eventstore: ask for an entry: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	reply, err := s.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+log, request)
+	if err != nil {
+		return Entry{}, fmt.Errorf("eventstore: read from %s: %w: %w", log, ErrUnavailable, err)
+	}
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message *struct {
+			Subject string    `json:"subject"`
+			Seq     uint64    `json:"seq"`
+			Data    []byte    `json:"data"`
+			Time    time.Time `json:"time"`
+		} `json:"message"`
+	}
+	if err := json.Unmarshal(reply.Data, &answer); err != nil {
+		return Entry{}, fmt.Errorf("eventstore: read from %s: %w: %w", log, ErrUnavailable, err)
+	}
+	switch m := answer.Message; {
+	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return Entry{}, fmt.Errorf("eventstore: read from %s: %w", log, ErrNoEntry)
+	case answer.Error != nil:
+		return Entry{}, fmt.Errorf("eventstore: read from %s: %w: %w", log, ErrUnavailable, answer.Error)
+	case m == nil:
+		return Entry{}, fmt.Errorf("eventstore: read from %s: %w: the answer holds no message", log, ErrUnavailable)
+	default:
+		return s.decodeEntry(log, m.Seq, m.Time, m.Subject, m.Data), nil
+	}
+}
+
+// Last is the last sequence on a subject of a log, in which wildcards are
+// allowed; 0 if there is none.
+func (s *Store) Last(ctx context.Context, log, subject string) (uint64, error) {
+	e, err := s.lastOn(ctx, log, subject)
+	if errors.Is(err, ErrNoEntry) {
+		return 0, nil
+	}
+	return e.Seq, err
+}
+
+// Head is the last sequence of a log; 0 if it is empty.
+func (s *Store) Head(ctx context.Context, log string) (uint64, error) {
+	state, err := s.state(ctx, log)
+	return state.LastSeq, err
+}
+
+func (s *Store) state(ctx context.Context, log string) (jetstream.StreamState, error) {
+	stream, err := s.stream(ctx, log)
+	if err != nil {
+		return jetstream.StreamState{}, err
+	}
+	info, err := stream.Info(ctx)
+	if err != nil {
+		return jetstream.StreamState{}, fmt.Errorf("eventstore: look at %s: %w: %w", log, ErrUnavailable, err)
+	}
+	return info.State, nil
+}
+
+// History is every event of an aggregate of the ledger, in order. It is never
+// shorter than what was acknowledged before the call.
+func (s *Store) History(ctx context.Context, of domain.Stream) ([]domain.Recorded, error) {
+	if err := checkName(of); err != nil {
+		return nil, err
+	}
+	tail, err := s.lastOn(ctx, Ledger, "ledger."+of.String())
+	if errors.Is(err, ErrNoEntry) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.backFrom(ctx, tail, of)
+}
+
+// Chain is every event of the email whose last commit has the sequence last, in
+// order.
+func (s *Store) Chain(ctx context.Context, log string, last uint64) ([]domain.Recorded, error) {
+	tail, err := s.Read(ctx, log, last)
+	if err != nil {
+		return nil, err
+	}
+	if tail.Err != nil {
+		return nil, tail.Err
+	}
+	if len(tail.Events) == 0 {
+		return nil, fmt.Errorf("eventstore: %s %d is a claim and belongs to no email: %w", log, last, ErrNoEntry)
+	}
+	return s.backFrom(ctx, tail, tail.Events[0].Stream)
+}
+
+// backFrom follows an aggregate's commits from its last to its first.
+func (s *Store) backFrom(ctx context.Context, tail Entry, of domain.Stream) ([]domain.Recorded, error) {
+	var commits [][]domain.Recorded
+	for e := tail; ; {
+		if e.Err != nil {
+			return nil, e.Err
+		}
+		if len(e.Events) == 0 || e.Events[0].Stream != of {
+			return nil, fmt.Errorf("eventstore: the history of %s is broken: %s %d belongs to something else", of, e.Log, e.Seq)
+		}
+		commits = append(commits, e.Events)
+		prev := e.Events[0].Prev
+		if prev == 0 {
+			break
+		}
+		if prev >= e.Seq {
+			return nil, fmt.Errorf("eventstore: the history of %s is broken: %s %d comes after %d", of, e.Log, e.Seq, prev)
+		}
+		var err error
+		if e, err = s.Read(ctx, e.Log, prev); err != nil {
+			return nil, fmt.Errorf("eventstore: the history of %s is incomplete: %w", of, err)
+		}
+	}
+	slices.Reverse(commits)
+	return slices.Concat(commits...), nil
+}
+
+// entry decodes a message that a consumer delivered.
+func entryOf(m jetstream.Msg) (log string, seq uint64, at time.Time, err error) {
+	meta, err := m.Metadata()
+	if err != nil {
+		return "", 0, time.Time{}, fmt.Errorf("eventstore: %w: %w", nats.ErrBadSubject, err)
+	}
+	return meta.Stream, meta.Sequence.Stream, meta.Timestamp, nil
+}

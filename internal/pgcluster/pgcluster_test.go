@@ -1,0 +1,118 @@
+package pgcluster
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("PGCLUSTER_TEST_DIR"); dir != "" {
+		runUntilKilled(dir)
+	}
+	os.Exit(m.Run())
+}
+
+// runUntilKilled is a parent process for the test that kills it.
+func runUntilKilled(dir string) {
+	c, err := Start(context.Background(), Options{Dir: dir, Fsync: true})
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("up", c.cmd.Process.Pid)
+	select {}
+}
+
+func start(t *testing.T, dir string) *Cluster {
+	t.Helper()
+	c, err := Start(t.Context(), Options{Dir: dir, Fsync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+func TestDataIsThereAfterTheParentWasKilled(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), strings.Repeat("deep/", 30), "cluster")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	parent := exec.Command(os.Args[0])
+	parent.Env = append(os.Environ(), "PGCLUSTER_TEST_DIR="+dir)
+	out, err := parent.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, "up") {
+		t.Fatalf("the parent said %q, %v", line, err)
+	}
+	_ = parent.Process.Kill()
+	_ = parent.Wait()
+
+	c := start(t, dir)
+	if err := c.Provision(t.Context(), "postbook"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Provision(t.Context(), "postbook"); err != nil {
+		t.Fatalf("a second time: %v", err)
+	}
+	conn, err := pgx.Connect(t.Context(), c.URL("postbook", "postbook"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	var super bool
+	if err := conn.QueryRow(t.Context(), `SELECT rolsuper FROM pg_roles WHERE rolname = current_user`).Scan(&super); err != nil || super {
+		t.Fatalf("the owner is a superuser: %v, %v", super, err)
+	}
+}
+
+func TestNobodyGetsInWithoutThePassword(t *testing.T) {
+	c := start(t, t.TempDir())
+	wrong := strings.Replace(c.URL("postgres", "postgres"), "postgres:", "postgres:x", 1)
+	if conn, err := pgx.Connect(t.Context(), wrong); err == nil {
+		_ = conn.Close(t.Context())
+		t.Fatal("a wrong password was taken")
+	}
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", c.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	password, _ := c.password("postgres")
+	if strings.Contains(string(cmdline), password) {
+		t.Fatal("the password is in the process's arguments")
+	}
+}
+
+func TestStoppingIsQuickAndComplete(t *testing.T) {
+	c, err := Start(t.Context(), Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-c.Done():
+	case <-time.After(5 * time.Second):
+		t.Fatal("the server still runs")
+	}
+}
