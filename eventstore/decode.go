@@ -56,10 +56,15 @@ func (s *Store) decodeBody(pos domain.Position, body []byte) ([]domain.Recorded,
 // says so in Err.
 func (s *Store) decodeEntry(log string, seq uint64, at time.Time, subject string, body []byte) Entry {
 	e := Entry{Position: domain.Position{Log: log, Seq: seq}, Time: at, Subject: subject, Raw: body}
-	if !isClaim(subject) {
+	if carriesEvents(log) && !isClaim(subject) {
 		e.Events, e.Err = s.decodeBody(e.Position, body)
 	}
 	return e
+}
+
+// carriesEvents reports whether the messages of a stream are commits.
+func carriesEvents(log string) bool {
+	return log == Ledger || log == Asked || log == Access || strings.HasPrefix(log, "MAIL_")
 }
 
 // isClaim reports whether the subject is one of the claims to a partition.

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"postbook.dev/postbook/domain"
@@ -183,13 +182,4 @@ func (s *Store) backFrom(ctx context.Context, tail Entry, of domain.Stream) ([]d
 	}
 	slices.Reverse(commits)
 	return slices.Concat(commits...), nil
-}
-
-// entry decodes a message that a consumer delivered.
-func entryOf(m jetstream.Msg) (log string, seq uint64, at time.Time, err error) {
-	meta, err := m.Metadata()
-	if err != nil {
-		return "", 0, time.Time{}, fmt.Errorf("eventstore: %w: %w", nats.ErrBadSubject, err)
-	}
-	return meta.Stream, meta.Sequence.Stream, meta.Timestamp, nil
 }

@@ -1,0 +1,176 @@
+package eventstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Following says what to follow.
+type Following struct {
+	Log      string
+	After    uint64        // the sequence of the last entry that is known
+	Subjects []string      // only these, in which wildcards are allowed; none is all
+	MaxBatch int           // entries handed over at once; 0 is 1,000
+	Linger   time.Duration // how long a batch may wait to fill; 0 hands over what is there
+	StopAt   uint64        // end when this sequence was handed over; 0 follows for ever
+}
+
+// Follow hands the entries of a log to apply, strictly in order, from the one
+// after f.After on, and goes on as new ones arrive. It ends with the error of the
+// context or of apply, or with nil at f.StopAt. It survives the loss of the
+// connection.
+func (s *Store) Follow(ctx context.Context, f Following, apply func(context.Context, []Entry) error) error {
+	if f.MaxBatch == 0 {
+		f.MaxBatch = 1000
+	}
+	if f.StopAt > 0 && f.StopAt <= f.After {
+		return nil
+	}
+	consumer, err := s.js.OrderedConsumer(ctx, f.Log, jetstream.OrderedConsumerConfig{
+		FilterSubjects: f.Subjects,
+		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
+		OptStartSeq:    f.After + 1,
+	})
+	if err != nil {
+		return fmt.Errorf("%w: follow %s: %w", ErrUnavailable, f.Log, err)
+	}
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(max(f.MaxBatch, 500)))
+	if err != nil {
+		return fmt.Errorf("%w: follow %s: %w", ErrUnavailable, f.Log, err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	arrived := make(chan jetstream.Msg, f.MaxBatch)
+	batches := make(chan []Entry)
+	var running sync.WaitGroup
+	running.Go(func() { receive(ctx, cancel, messages, arrived) })
+	running.Go(func() { s.collect(ctx, cancel, f, arrived, batches) })
+	defer func() {
+		cancel(nil)
+		messages.Stop()
+		running.Wait()
+	}()
+	for {
+		select {
+		case batch := <-batches:
+			if err := apply(ctx, batch); err != nil {
+				return err
+			}
+			if f.StopAt > 0 && batch[len(batch)-1].Seq >= f.StopAt {
+				return nil
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func receive(ctx context.Context, cancel context.CancelCauseFunc, messages jetstream.MessagesContext, arrived chan<- jetstream.Msg) {
+	for {
+		msg, err := messages.Next()
+		if errors.Is(err, jetstream.ErrNoHeartbeat) {
+			continue // the server is away; the consumer starts again where it was
+		}
+		if err != nil {
+			cancel(fmt.Errorf("%w: %w", ErrUnavailable, err))
+			return
+		}
+		select {
+		case arrived <- msg:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// collect makes batches of what arrives, and reads their events ahead of apply.
+func (s *Store) collect(ctx context.Context, cancel context.CancelCauseFunc, f Following, arrived <-chan jetstream.Msg, batches chan<- []Entry) {
+	last := f.After
+	for {
+		batch, err := gather(ctx, f, arrived)
+		if err == nil {
+			var entries []Entry
+			entries, err = s.entries(f.Log, batch)
+			if err == nil && entries[0].Seq <= last {
+				err = fmt.Errorf("eventstore: %s handed over %d after %d", f.Log, entries[0].Seq, last)
+			}
+			if err == nil {
+				last = entries[len(entries)-1].Seq
+				select {
+				case batches <- entries:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+		if err != nil {
+			cancel(err)
+			return
+		}
+	}
+}
+
+func gather(ctx context.Context, f Following, arrived <-chan jetstream.Msg) ([]jetstream.Msg, error) {
+	var batch []jetstream.Msg
+	select {
+	case msg := <-arrived:
+		batch = append(batch, msg)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	var linger <-chan time.Time
+	if f.Linger > 0 {
+		timer := time.NewTimer(f.Linger)
+		defer timer.Stop()
+		linger = timer.C
+	}
+	for len(batch) < f.MaxBatch {
+		select {
+		case msg := <-arrived:
+			batch = append(batch, msg)
+			continue
+		default:
+		}
+		if linger == nil {
+			return batch, nil
+		}
+		select {
+		case msg := <-arrived:
+			batch = append(batch, msg)
+		case <-linger:
+			return batch, nil
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return batch, nil
+}
+
+// entries reads the events of messages, on as many cores as pay.
+func (s *Store) entries(log string, msgs []jetstream.Msg) ([]Entry, error) {
+	entries := make([]Entry, len(msgs))
+	errs := make([]error, len(msgs))
+	read := func(from, to int) {
+		for i := from; i < to; i++ {
+			meta, err := msgs[i].Metadata()
+			if err != nil {
+				errs[i] = fmt.Errorf("eventstore: %s: message without a place: %w", log, err)
+				continue
+			}
+			entries[i] = s.decodeEntry(log, meta.Sequence.Stream, meta.Timestamp, msgs[i].Subject(), msgs[i].Data())
+		}
+	}
+	const worthIt = 64
+	workers := min(runtime.GOMAXPROCS(0), (len(msgs)+worthIt-1)/worthIt)
+	var all sync.WaitGroup
+	for w := range workers {
+		all.Go(func() { read(len(msgs)*w/workers, len(msgs)*(w+1)/workers) })
+	}
+	all.Wait()
+	return entries, errors.Join(errs...)
+}

@@ -1,0 +1,125 @@
+package eventstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A Bucket keeps small values under keys, each with a revision: keysets and
+// snapshots, which unlike facts are replaced and forgotten. It is as durable as
+// the log.
+type Bucket struct {
+	store  *Store
+	kv     jetstream.KeyValue
+	stream string
+}
+
+// Bucket opens a bucket, and creates it if it is not there.
+func (s *Store) Bucket(ctx context.Context, name string) (*Bucket, error) {
+	kv, err := s.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
+		Bucket: name, History: 1, Storage: jetstream.FileStorage, Replicas: s.cfg.Replicas, MaxValueSize: maxMessage / 2,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("eventstore: open bucket %s: %w: %w", name, ErrUnavailable, err)
+	}
+	return &Bucket{store: s, kv: kv, stream: "KV_" + name}, nil
+}
+
+// Get returns a value and its revision, or ErrNoEntry.
+func (b *Bucket) Get(ctx context.Context, key string) (value []byte, revision uint64, err error) {
+	e, err := b.kv.Get(ctx, key)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, 0, fmt.Errorf("eventstore: get %s: %w", key, ErrNoEntry)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("eventstore: get %s: %w: %w", key, ErrUnavailable, err)
+	}
+	return e.Value(), e.Revision(), nil
+}
+
+// Put sets a value, whatever was there, and returns its revision.
+func (b *Bucket) Put(ctx context.Context, key string, value []byte) (uint64, error) {
+	revision, err := b.kv.Put(ctx, key, value)
+	return b.kept(ctx, key, revision, err)
+}
+
+// Update replaces the value that has the revision, and returns the new one; 0
+// means that there is none yet. It returns ErrConflict if somebody was faster.
+func (b *Bucket) Update(ctx context.Context, key string, value []byte, revision uint64) (uint64, error) {
+	var err error
+	if revision == 0 {
+		revision, err = b.kv.Create(ctx, key, value)
+	} else {
+		revision, err = b.kv.Update(ctx, key, value, revision)
+	}
+	return b.kept(ctx, key, revision, err)
+}
+
+// Delete forgets the value that has the revision. No call returns it any more.
+// Its bytes stay in the server's files until their block is compacted, so what
+// has to be unreadable for whoever has the disk must have been encrypted.
+func (b *Bucket) Delete(ctx context.Context, key string, revision uint64) error {
+	err := b.kv.Purge(ctx, key, jetstream.LastRevision(revision))
+	if err == nil {
+		revision, err = b.store.Last(ctx, b.stream, "$KV."+b.kv.Bucket()+"."+key)
+	}
+	_, err = b.kept(ctx, key, revision, err)
+	return err
+}
+
+// kept waits until a write is on disk, and sorts what went wrong with it.
+func (b *Bucket) kept(ctx context.Context, key string, revision uint64, err error) (uint64, error) {
+	api, isAPI := errors.AsType[*jetstream.APIError](err)
+	switch {
+	case errors.Is(err, jetstream.ErrKeyExists), isAPI && (api.ErrorCode == codeWrongLastSequence || api.ErrorCode == codeWriteUnderWay):
+		return 0, fmt.Errorf("eventstore: write %s: %w", key, ErrConflict)
+	case errors.Is(err, ErrUnavailable):
+		return 0, err
+	case err != nil:
+		return 0, fmt.Errorf("eventstore: write %s: %w: %w", key, ErrUnavailable, err)
+	}
+	settled := []published{{seq: revision, stream: b.stream}}
+	b.store.waitForDisk(ctx, settled)
+	return revision, settled[0].err
+}
+
+// Keys are all keys that have a value, in no order.
+func (b *Bucket) Keys(ctx context.Context) ([]string, error) {
+	list, err := b.kv.ListKeys(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("eventstore: list keys: %w: %w", ErrUnavailable, err)
+	}
+	var keys []string
+	for key := range list.Keys() {
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+// Watch calls changed with the key of each write from now on, until ctx ends.
+func (b *Bucket) Watch(ctx context.Context, changed func(key string)) error {
+	for {
+		watcher, err := b.kv.WatchAll(ctx, jetstream.UpdatesOnly())
+		if err == nil {
+			for e := range watcher.Updates() {
+				if e != nil {
+					changed(e.Key())
+				}
+			}
+			err = watcher.Stop()
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		b.store.cfg.Log.Warn("watch a bucket again", "bucket", b.kv.Bucket(), "error", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
