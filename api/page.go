@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"net/url"
 	"strconv"
 	"time"
@@ -56,7 +57,7 @@ func page(q url.Values, fallback int) (projections.Page, error) {
 func parseID(s string) (uuid.UUID, error) {
 	id, err := uuid.Parse(s)
 	if err == nil && id.String() != s {
-		err = uuid.ErrInvalidUUIDFormat
+		err = errors.New("not in the form of an id")
 	}
 	return id, err
 }

@@ -159,8 +159,8 @@ func (s *server) openDatabase(ctx context.Context) error {
 		return fmt.Errorf("bring the database schema up to date: %w", err)
 	}
 	var err error
-	if s.writer, err = pgxpool.New(ctx, writerURL); err != nil {
-		return fmt.Errorf("open the database: %w", err)
+	if s.writer, err = projections.Connect(ctx, writerURL); err != nil {
+		return err
 	}
 	if s.reader, err = pgxpool.New(ctx, readerURL); err != nil {
 		return fmt.Errorf("open the database: %w", err)

@@ -1,0 +1,112 @@
+package projections
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/access"
+	"postbook.dev/postbook/eventstore"
+)
+
+// requests holds every request that was answered, and when each API key was used
+// last.
+var requests = Model{
+	Name: "requests", Version: 1, Tables: []string{"requests", "api_key_usage"},
+	Logs:  func(*eventstore.Store) []string { return []string{eventstore.Access} },
+	apply: applyRequests,
+}
+
+// Request is one request that was answered.
+type Request struct {
+	ID        string
+	CreatedAt time.Time
+	Path      string
+	Method    string
+	Status    int
+	UserAgent string
+	AccountID string
+}
+
+func applyRequests(ctx context.Context, tx pgx.Tx, entries []eventstore.Entry) error {
+	var answered []domain.Recorded
+	usage := map[string]*keyUse{}
+	for _, entry := range entries {
+		for _, rec := range entry.Events {
+			if _, ok := rec.Event.(access.Answered); !ok {
+				continue
+			}
+			answered = append(answered, rec)
+			if rec.By.Actor.Kind == domain.APIKey {
+				u := usage[rec.By.Actor.ID]
+				if u == nil {
+					u = &keyUse{account: rec.Stream.Account}
+					usage[rec.By.Actor.ID] = u
+				}
+				u.last, u.uses = rec.Time, u.uses+1
+			}
+		}
+	}
+	if len(answered) == 0 {
+		return nil
+	}
+	columns := []string{
+		"id", "account_id", "created_at", "actor_kind", "actor_id", "via", "ip", "route", "method", "path",
+		"status", "error", "fields", "form", "objects", "objects_n", "user_agent", "took_us",
+	}
+	_, err := tx.CopyFrom(ctx, pgx.Identifier{"requests"}, columns, pgx.CopyFromSlice(len(answered), func(i int) ([]any, error) {
+		rec := answered[i]
+		e := rec.Event.(access.Answered) //nolint:errcheck // only these are in the list
+		fields := make([]string, len(e.Fields))
+		for i, f := range e.Fields {
+			fields[i] = string(f)
+		}
+		return []any{
+			rec.Stream.ID, rec.Stream.Account, rec.Time, string(rec.By.Actor.Kind), rec.By.Actor.ID, string(rec.By.Via), rec.By.IP,
+			e.Route, text(e.Method), text(e.Path), e.Status, e.Error, fields, string(e.Form), append([]string{}, e.Objects...), e.Count,
+			text(e.UserAgent), e.Took,
+		}, nil
+	}))
+	if err != nil {
+		return err
+	}
+	return writeUsage(ctx, tx, usage)
+}
+
+type keyUse struct {
+	account string
+	last    time.Time
+	uses    int64
+}
+
+func writeUsage(ctx context.Context, tx pgx.Tx, usage map[string]*keyUse) error {
+	if len(usage) == 0 {
+		return nil
+	}
+	var ids, accounts []string
+	var lasts []time.Time
+	var uses []int64
+	for id, u := range usage {
+		ids, accounts, lasts, uses = append(ids, id), append(accounts, u.account), append(lasts, u.last), append(uses, u.uses)
+	}
+	_, err := tx.Exec(ctx, `
+		insert into api_key_usage (key_id, account_id, last_used_at, uses)
+		select * from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[])
+		on conflict (key_id) do update
+		set last_used_at = excluded.last_used_at, uses = api_key_usage.uses + excluded.uses`, ids, accounts, lasts, uses)
+	return err
+}
+
+const requestColumns = "(select id, account_id, created_at, path, method, status, user_agent from requests)"
+
+// Requests lists an account's requests.
+func (t *Tables) Requests(ctx context.Context, account string, p Page) ([]Request, bool, error) {
+	return list[Request](ctx, t, requestColumns, account, p)
+}
+
+// Request finds one of an account's requests.
+func (t *Tables) Request(ctx context.Context, account, id string) (Request, error) {
+	return one[Request](ctx, t, requestColumns, account, id)
+}
