@@ -294,7 +294,17 @@ func (a *API) askOwner(ctx context.Context, r *request, ask email.DeskRequest) (
 	}
 	ask.Account, ask.Email, ask.By = r.by.Account, id, r.command()
 	partition := eventstore.Partition(uuid.MustParse(id), a.Store.Partitions())
+	ask.Seq, _ = a.written.in(r.by.Account, eventstore.MailLog(partition))
 	reply, err := a.askDesk(ctx, partition, ask)
+	if refusal := domain.Refused(err); refusal != nil && refusal.Code == domain.NotFound {
+		// The owner knows the emails that are open. Of others it needs the place.
+		row, missing := a.findEmail(ctx, r)
+		if missing != nil {
+			return answer{}, missing
+		}
+		ask.Last = row.LastSeq
+		reply, err = a.askDesk(ctx, partition, ask)
+	}
 	if err != nil {
 		return answer{}, err
 	}

@@ -96,8 +96,8 @@ func (s *Store) streamConfigs() []jetstream.StreamConfig {
 
 	timers := log(Timers, "timers.>")
 	timers.DenyDelete, timers.DenyPurge, timers.AllowMsgSchedules = false, false, true
-	timers.AllowRollup = true                 // which schedules bring with them
-	timers.Discard = jetstream.DiscardOld     // the server schedules nothing on a stream that refuses
+	timers.AllowRollup = true             // which schedules bring with them
+	timers.Discard = jetstream.DiscardOld // the server schedules nothing on a stream that refuses
 
 	dead := log(Dead, "dead.>")
 

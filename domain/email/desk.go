@@ -25,7 +25,8 @@ type DeskRequest struct {
 	Email   string           `json:"email,omitempty"`
 	Due     time.Time        `json:"due,omitzero"`
 	By      domain.Authority `json:"by"`
-	Seq     uint64           `json:"seq,omitempty"`
+	Seq     uint64           `json:"seq,omitempty"`  // what the one who asks has seen: of the ledger to settle, else of the partition's log
+	Last    uint64           `json:"last,omitempty"` // of the email's last commit, if it is known to be there
 }
 
 // DeskAnswer says where what was decided is in the log.

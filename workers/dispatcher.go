@@ -1,0 +1,161 @@
+// Package workers does what follows from events: it hands emails over, looks
+// domains up in DNS, and tells people what they should know. What it learns
+// becomes events again.
+package workers
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"postbook.dev/postbook/delivery"
+	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/directory"
+	"postbook.dev/postbook/eventstore"
+)
+
+// Vault seals and opens personal data.
+type Vault interface {
+	Seal(ctx context.Context, account, class, subject string, plain []byte) (domain.Sealed, error)
+	Open(ctx context.Context, account, class, subject string, box []byte) ([]byte, error)
+}
+
+// The classes of sealed data that are handled here.
+const (
+	classRecipient = "recipient"
+	classEnvelope  = "envelope"
+	classBody      = "body"
+	classSecret    = "secret"
+)
+
+// Sender hands one message over to one recipient.
+type Sender interface {
+	Send(ctx context.Context, env delivery.Envelope, message []byte, before func() error) delivery.Result
+}
+
+// Config of a dispatcher.
+type Config struct {
+	Store     *eventstore.Store
+	Directory *directory.Directory
+	Vault     Vault
+	Sender    Sender
+	VERP      delivery.VERP
+	Hostname  string             // names this process as the owner of partitions
+	Mode      string             // "sandbox" has recipients that stand for suppressed addresses
+	Snapshots *eventstore.Bucket // of which emails are open
+	Now       func() time.Time   // looked at often: nothing waits longer than tick without asking it
+	Random    func() float64     // in [0, 1); nil is math/rand
+	Log       *slog.Logger
+
+	Concurrency int // attempts under way at once, 0 is 200
+	PerAccount  int // of those, of one account; 0 is three quarters
+}
+
+// tick is how long anything waits without asking the clock again.
+const tick = 200 * time.Millisecond
+
+// drain is how long attempts that are under way may take when the process ends.
+// The answer to a message that has left is worth waiting for: without it, the
+// message counts as unknown.
+const drain = 30 * time.Second
+
+// Dispatcher hands over the emails of all partitions. Run owns each partition
+// while it lives: only the owner decides about the emails in it.
+type Dispatcher struct {
+	Config
+	slots   chan struct{} // of attempts
+	signing chan struct{} // of messages being built and signed, which takes a core each
+	signers *signers
+}
+
+// NewDispatcher makes a dispatcher.
+func NewDispatcher(c Config) *Dispatcher {
+	if c.Concurrency == 0 {
+		c.Concurrency = 200
+	}
+	if c.PerAccount == 0 {
+		c.PerAccount = max(1, c.Concurrency*3/4)
+	}
+	if c.Random == nil {
+		c.Random = rand.Float64
+	}
+	return &Dispatcher{
+		Config:  c,
+		slots:   make(chan struct{}, c.Concurrency),
+		signing: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		signers: &signers{held: map[string]*delivery.Signer{}},
+	}
+}
+
+// Run works until ctx ends, and then until the attempts that are under way have
+// ended.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	partitions := make([]*partition, d.Store.Partitions())
+	for n := range partitions {
+		partitions[n] = newPartition(d, n)
+		group.Go(func() error { return partitions[n].run(ctx) })
+	}
+	group.Go(func() error {
+		// A block or its end may be in any entry of the ledger.
+		for {
+			if err := d.Directory.Await(ctx, d.Directory.Seq()+1); err != nil {
+				return err
+			}
+			for _, p := range partitions {
+				p.wake()
+			}
+		}
+	})
+	return group.Wait()
+}
+
+// signers keeps the signing keys that are in use, parsed: parsing one takes a
+// sixth of a signature's time.
+type signers struct {
+	mu   sync.Mutex
+	held map[string]*delivery.Signer // by sender domain
+}
+
+const maxSigners = 10_000
+
+var errSenderGone = errors.New("the domain that it was to be sent from was removed")
+
+// signer is the one of a sender domain that is still there.
+func (d *Dispatcher) signer(ctx context.Context, account, senderID string) (*delivery.Signer, directory.Sender, error) {
+	from, ok := d.Directory.Sender(senderID)
+	s := d.signers
+	s.mu.Lock()
+	held := s.held[senderID]
+	if !ok {
+		delete(s.held, senderID)
+	}
+	s.mu.Unlock()
+	if !ok {
+		return nil, from, errSenderGone
+	}
+	if held != nil {
+		return held, from, nil
+	}
+	key, err := d.Vault.Open(ctx, account, classSecret, senderID, from.PrivateKey)
+	if err != nil {
+		return nil, from, err
+	}
+	signer, err := delivery.ParseSigner(from.Name, from.Selector, key)
+	if err != nil {
+		return nil, from, err
+	}
+	s.mu.Lock()
+	if len(s.held) >= maxSigners {
+		clear(s.held)
+	}
+	s.held[senderID] = signer
+	s.mu.Unlock()
+	return signer, from, nil
+}

@@ -1,0 +1,489 @@
+package workers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/email"
+	"postbook.dev/postbook/eventstore"
+)
+
+// mail is an email that is not final.
+type mail struct {
+	id      uuid.UUID
+	account string
+	first   uint64 // sequence of its first commit
+
+	mu       sync.Mutex // held from a decision until it is recorded
+	state    email.State
+	last     uint64 // sequence of its last commit
+	accepted *email.Accepted
+	prepared *email.Prepared
+	origin   domain.Recorded // without its event: what commands follow from
+	failures int             // to prepare it, in this life
+
+	// Of the agenda, under the partition's lock.
+	due     time.Time
+	expires time.Time
+	place   int // in the heap, -1 if not there
+}
+
+// now is the state as it is at this moment. It does not change under the caller.
+func (m *mail) now() email.State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state
+}
+
+func (m *mail) fold(rec domain.Recorded) {
+	e, ok := rec.Event.(email.Event)
+	if !ok {
+		return
+	}
+	switch e := e.(type) {
+	case email.Accepted:
+		m.accepted, m.first, m.origin = &e, rec.Seq, rec
+		m.origin.Event = nil
+	case email.Prepared:
+		m.prepared = &e
+	}
+	m.state = email.Decider.Evolve(m.state, e)
+	m.last = rec.Seq
+}
+
+// partition is the owner of one partition of the emails.
+type partition struct {
+	d    *Dispatcher
+	n    int
+	name string
+	log  *slog.Logger
+	woke chan struct{}
+
+	mu      sync.Mutex
+	owner   *eventstore.Owner
+	open    map[uuid.UUID]*mail
+	agenda  *agenda
+	seq     uint64         // of the last entry that was folded
+	changed chan struct{}  // closed whenever an attempt ends or an entry is folded
+	broken  chan error     // why memory and log may differ
+	under   sync.WaitGroup // attempts
+}
+
+func newPartition(d *Dispatcher, n int) *partition {
+	name := eventstore.MailLog(n)
+	return &partition{d: d, n: n, name: name, log: d.Log.With("partition", name), woke: make(chan struct{}, 1)}
+}
+
+// wake has the scheduler look at the agenda again.
+func (p *partition) wake() {
+	select {
+	case p.woke <- struct{}{}:
+	default:
+	}
+}
+
+// run owns the partition, and claims it again when a session has ended: what
+// could not be recorded, or was fenced off, is read from the log then.
+func (p *partition) run(ctx context.Context) error {
+	for {
+		err := p.session(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		p.log.Warn("the partition is claimed again", "error", err)
+		wait := time.Second
+		if errors.Is(err, eventstore.ErrFenced) {
+			wait = 10 * time.Second // another process works on it
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// session is one ownership, from its claim to its end.
+func (p *partition) session(ctx context.Context) error {
+	if err := p.takeOver(ctx); err != nil {
+		return err
+	}
+	group, live := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.follow(live) })
+	group.Go(func() error { return p.schedule(ctx, live) })
+	group.Go(func() error { return p.keepSnapshots(live) })
+	group.Go(func() error {
+		select {
+		case err := <-p.broken:
+			return err
+		case <-live.Done():
+			return live.Err()
+		}
+	})
+	stop, err := p.serveDesk(live)
+	if err == nil {
+		group.Go(func() error {
+			<-live.Done()
+			stop()
+			return live.Err()
+		})
+	} else {
+		group.Go(func() error { return err })
+	}
+	err = group.Wait()
+	if ctx.Err() != nil {
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if err := p.saveSnapshot(last); err != nil {
+			p.log.Warn("what is open was not noted; the next start reads more of the log", "error", err)
+		}
+	}
+	return err
+}
+
+// takeOver claims the partition, and learns from its log which emails are open.
+func (p *partition) takeOver(ctx context.Context) error {
+	owner, err := p.d.Store.Own(ctx, p.n, "dispatcher")
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.owner, p.open, p.agenda, p.changed = owner, map[uuid.UUID]*mail{}, newAgenda(), make(chan struct{})
+	p.broken = make(chan error, 1)
+	p.seq = p.loadSnapshot(ctx)
+	p.mu.Unlock()
+	following := eventstore.Following{Log: p.name, After: p.seq, StopAt: owner.Seq(), MaxBatch: 5000}
+	err = p.d.Store.Follow(ctx, following, func(_ context.Context, entries []eventstore.Entry) error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.foldAll(entries)
+	})
+	if err != nil {
+		return fmt.Errorf("read the emails that are open: %w", err)
+	}
+	if err := p.settleOrphans(ctx); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.open {
+		p.plan(m)
+	}
+	if len(p.open) > 0 {
+		p.log.Info("emails are open from before", "count", len(p.open))
+	}
+	return nil
+}
+
+// foldAll folds what the log holds from before this ownership.
+func (p *partition) foldAll(entries []eventstore.Entry) error {
+	for _, e := range entries {
+		if e.Err != nil {
+			return fmt.Errorf("an entry cannot be read, and with it an email might be lost: %w", e.Err)
+		}
+		for _, rec := range e.Events {
+			id, err := uuid.Parse(rec.Stream.ID)
+			if err != nil {
+				return fmt.Errorf("%s %d: %q is no email's id: %w", e.Log, e.Seq, rec.Stream.ID, err)
+			}
+			m := p.open[id]
+			if m == nil {
+				if _, begins := rec.Event.(email.Accepted); !begins {
+					continue // of an email that is final
+				}
+				m = &mail{id: id, account: rec.Stream.Account, place: -1}
+				p.open[id] = m
+			}
+			if rec.Index == 0 && m.last >= rec.Seq {
+				continue // the snapshot knew
+			}
+			m.fold(rec)
+			if m.state.Final() {
+				delete(p.open, id)
+			}
+		}
+		p.seq = e.Seq
+	}
+	return nil
+}
+
+// settleOrphans ends the attempts that an earlier owner began and did not end:
+// the message may have left.
+func (p *partition) settleOrphans(ctx context.Context) error {
+	for _, m := range p.open {
+		places := m.state.Attempting()
+		if len(places) == 0 {
+			continue
+		}
+		now := p.d.Now()
+		report := email.Report{Authority: p.authority(m, now), Attempt: m.state.Attempts}
+		for _, i := range places {
+			report.Outcomes = append(report.Outcomes, email.Outcome{
+				Recipient: i, Kind: email.WasUnknown, Next: now.Add(p.backoff(m, i)), Reply: email.Reply{Phase: "restart"},
+			})
+		}
+		if err := p.record(ctx, m, report); err != nil {
+			return fmt.Errorf("end an attempt that was interrupted: %w", err)
+		}
+		p.log.Warn("the outcome of an attempt is unknown: the process ended during it", "email", m.id, "recipients", len(places))
+	}
+	return nil
+}
+
+// plan puts an email on the agenda, or drops it if it is final. The caller holds
+// the partition's lock, and nobody the email's.
+func (p *partition) plan(m *mail) {
+	if m.state.Final() {
+		delete(p.open, m.id)
+		return
+	}
+	m.expires = m.state.Expires
+	if at, ok := m.state.Next(); ok {
+		p.agenda.add(m, at)
+	}
+}
+
+// follow learns of the emails that are accepted from now on. Whatever else is in
+// the log was written by this owner, and is known.
+func (p *partition) follow(ctx context.Context) error {
+	return p.d.Store.Follow(ctx, eventstore.Following{Log: p.name, After: p.seq}, func(_ context.Context, entries []eventstore.Entry) error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, e := range entries {
+			if e.Err != nil {
+				return fmt.Errorf("an entry cannot be read, and with it an email might be lost: %w", e.Err)
+			}
+			if len(e.Events) == 0 && e.Seq > p.owner.Seq() {
+				return fmt.Errorf("%s %d is another claim: %w", e.Log, e.Seq, eventstore.ErrFenced)
+			}
+			p.seq = e.Seq
+			if len(e.Events) == 0 || e.Events[0].Prev != 0 {
+				continue
+			}
+			id, err := uuid.Parse(e.Events[0].Stream.ID)
+			if err != nil {
+				return fmt.Errorf("%s %d: %q is no email's id: %w", e.Log, e.Seq, e.Events[0].Stream.ID, err)
+			}
+			if p.open[id] != nil {
+				continue
+			}
+			m := &mail{id: id, account: e.Events[0].Stream.Account, place: -1}
+			for _, rec := range e.Events {
+				m.fold(rec)
+			}
+			p.open[id] = m
+			if len(p.open) > keepAccepted {
+				m.accepted = nil // the log has it
+			}
+			p.plan(m)
+		}
+		p.announce()
+		p.wake()
+		return nil
+	})
+}
+
+// announce tells those who wait for a change that there was one. The caller holds
+// the partition's lock.
+func (p *partition) announce() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// keepAccepted is how many emails keep their acceptance in memory. What waits
+// behind them reads it again.
+const keepAccepted = 5000
+
+// schedule starts attempts until live ends, and then waits for those under way.
+func (p *partition) schedule(ctx, live context.Context) error {
+	working, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer p.waitForAttempts(cancel)
+	swept := p.d.Now()
+	for {
+		select {
+		case p.d.slots <- struct{}{}:
+		case <-live.Done():
+			return live.Err()
+		}
+		m, err := p.take(live, &swept)
+		if err != nil {
+			<-p.d.slots
+			return err
+		}
+		p.under.Go(func() {
+			defer func() { <-p.d.slots }()
+			p.attempt(working, live, m)
+		})
+	}
+}
+
+func (p *partition) waitForAttempts(cancel func()) {
+	ended := make(chan struct{})
+	go func() {
+		p.under.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(drain):
+		cancel()
+		<-ended
+	}
+}
+
+// take returns the next email to work on.
+func (p *partition) take(live context.Context, swept *time.Time) (*mail, error) {
+	for {
+		now := p.d.Now()
+		p.mu.Lock()
+		m, _ := p.agenda.next(now, p.passes)
+		var expired []*mail
+		if now.Sub(*swept) >= time.Minute {
+			*swept, expired = now, p.agenda.takeExpired(now)
+		}
+		p.mu.Unlock()
+		for _, e := range expired {
+			p.under.Go(func() { p.giveUp(live, e, "It could not be sent before it expired.") })
+		}
+		if m != nil {
+			return m, nil
+		}
+		// The clock is asked often, because it may be a test's.
+		wait := time.NewTimer(tick)
+		select {
+		case <-p.woke:
+		case <-wait.C:
+		case <-live.Done():
+			wait.Stop()
+			return nil, live.Err()
+		}
+		wait.Stop()
+	}
+}
+
+// passes reports whether an account's emails may go out now.
+func (p *partition) passes(account string) bool {
+	return p.d.blocked(account) == "" && p.agenda.active[account] < max(1, p.d.PerAccount/p.d.Store.Partitions())
+}
+
+// blocked is the policy that stopped an account, or empty.
+func (d *Dispatcher) blocked(account string) string {
+	a, ok := d.Directory.Account(account)
+	if !ok {
+		return "unknown account"
+	}
+	return a.Blocked
+}
+
+// release ends the work on an email, and plans what is left to do.
+func (p *partition) release(m *mail, again time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p.agenda.done(m.account)
+	p.plan(m)
+	if again.After(m.due) && m.place >= 0 {
+		p.agenda.later.postpone(m, again)
+	}
+	if len(p.open) > keepAccepted {
+		m.accepted, m.prepared = nil, nil
+	}
+	p.announce()
+	p.wake()
+}
+
+// decide puts a command to an email and records what follows. The caller holds
+// the email's lock. An answer that does not come is waited for: the command's
+// identity makes trying again safe.
+func (p *partition) decide(ctx context.Context, m *mail, c email.Command) ([]domain.Recorded, error) {
+	of := email.Stream(m.account, m.id)
+	events, err := email.Decider.Decide(of, m.state, c)
+	if err != nil || len(events) == 0 {
+		return nil, err
+	}
+	commit := eventstore.Commit{Stream: of, By: c.By(), Prev: m.last, Events: make([]domain.Event, len(events))}
+	for i, e := range events {
+		commit.Events[i] = e
+	}
+	commit.At = p.d.Now()
+	var recorded [][]domain.Recorded
+	for try := 0; ; try++ {
+		recorded, err = p.owner.Append(ctx, commit)
+		if !errors.Is(err, eventstore.ErrUnavailable) || try == 20 || ctx.Err() != nil {
+			break
+		}
+		p.log.Warn("what happened to an email cannot be recorded yet", "email", m.id, "error", err)
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
+	if err != nil {
+		select {
+		case p.broken <- err:
+		default:
+		}
+		return nil, err
+	}
+	for _, rec := range recorded[0] {
+		m.fold(rec)
+	}
+	return recorded[0], nil
+}
+
+// record is decide with the email's lock.
+func (p *partition) record(ctx context.Context, m *mail, c email.Command) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, err := p.decide(ctx, m, c)
+	return err
+}
+
+// giveUp ends an email for a reason that lies with this platform.
+func (p *partition) giveUp(ctx context.Context, m *mail, reason string) {
+	err := p.record(ctx, m, email.Abandon{Authority: p.authority(m, p.d.Now()), Reason: reason})
+	if err != nil {
+		p.log.Error("an email cannot be given up", "email", m.id, "error", err)
+	} else {
+		p.log.Warn("an email was given up", "email", m.id, "reason", reason)
+	}
+	p.release(m, time.Time{})
+}
+
+// authority is that of the dispatcher, for a new command about an email.
+func (p *partition) authority(m *mail, now time.Time) domain.Authority {
+	by := domain.Following(m.origin, "dispatcher", "", now)
+	by.Command = uuid.Must(uuid.NewV7())
+	return by
+}
+
+// openEmails are the emails of the snapshot, oldest first.
+func (p *partition) openEmails() []*mail {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]*mail, 0, len(p.open))
+	for _, m := range p.open {
+		all = append(all, m)
+	}
+	slices.SortFunc(all, func(a, b *mail) int {
+		switch {
+		case a.first < b.first:
+			return -1
+		case a.first > b.first:
+			return 1
+		}
+		return 0
+	})
+	return all
+}
