@@ -64,8 +64,8 @@ const maxHosts = 5
 
 // NewSender checks the configuration. It connects to nobody yet.
 func NewSender(c Config) (*Sender, error) {
-	if _, err := parseDomain(c.Hostname); err != nil && c.Hostname != "localhost" {
-		return nil, fmt.Errorf("delivery: the host name for EHLO: %w", err)
+	if _, err := hostnames.ToASCII(c.Hostname); err != nil || c.Hostname == "" {
+		return nil, fmt.Errorf("delivery: %q is not a host name for EHLO", c.Hostname)
 	}
 	if c.Relay != nil && (c.Relay.Scheme != "smtp" && c.Relay.Scheme != "smtps" || c.Relay.Hostname() == "") {
 		return nil, errors.New("delivery: a relay is smtp://host:port or smtps://host:port")

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"golang.org/x/crypto/bcrypt"
 )
 
 const (
@@ -62,6 +63,11 @@ func (e *embedded) start(c Config) (err error) {
 	if e.password, err = credentials(filepath.Join(c.Dir, "credentials")); err != nil {
 		return err
 	}
+	// The password has 256 random bits: hashing it slowly would gain nothing.
+	hashed, err := bcrypt.GenerateFromPassword([]byte(e.password), bcrypt.MinCost)
+	if err != nil {
+		return fmt.Errorf("eventstore: hash the server's password: %w", err)
+	}
 	port := c.Port
 	if port == 0 {
 		port = server.RANDOM_PORT
@@ -71,7 +77,7 @@ func (e *embedded) start(c Config) (err error) {
 		Host:                   "127.0.0.1",
 		Port:                   port,
 		Username:               serverUser,
-		Password:               e.password,
+		Password:               string(hashed),
 		NoSigs:                 true,
 		DisableJetStreamBanner: true,
 		MaxPayload:             maxMessage,
