@@ -34,7 +34,7 @@ type Router struct{ router *message.Router }
 
 // NewRouter makes the router with its workers.
 func NewRouter(c RouterConfig) (*Router, error) {
-	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: 30 * time.Second}, watermill.NewSlogLogger(c.Log.With("part", "workers")))
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: 30 * time.Second}, watermill.NewSlogLoggerWithLevelMapping(c.Log.With("part", "workers"), map[slog.Level]slog.Level{slog.LevelInfo: slog.LevelDebug}))
 	if err != nil {
 		return nil, fmt.Errorf("workers: make the router: %w", err)
 	}
