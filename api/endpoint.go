@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -92,11 +93,16 @@ func (a *API) run(w http.ResponseWriter, r *request, who identify, h handler) (o
 }
 
 func (a *API) render(w http.ResponseWriter, out answer) {
-	body, err := json.Marshal(out.body)
-	if err != nil {
+	var rendered bytes.Buffer
+	enc := json.NewEncoder(&rendered)
+	enc.SetEscapeHTML(false) // it is not HTML, and "<" is in every address with a name
+	if err := enc.Encode(out.body); err != nil {
 		a.Log.Error("render answer", "error", err)
-		out.status, body = http.StatusInternalServerError, []byte(`{"statusCode":500,"name":"application_error","message":"An unexpected error occurred."}`)
+		out.status = http.StatusInternalServerError
+		rendered.Reset()
+		rendered.WriteString(`{"statusCode":500,"name":"application_error","message":"An unexpected error occurred."}`)
 	}
+	body := bytes.TrimSuffix(rendered.Bytes(), []byte("\n"))
 	h := w.Header()
 	h.Set("Content-Type", "application/json; charset=utf-8")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
@@ -196,8 +202,7 @@ func (a *API) decode(ctx context.Context, r *request, limit int64, v any) error 
 	if len(body) == 0 {
 		body = []byte("{}")
 	}
-	err = json.Unmarshal(body, v)
-	if err == nil {
+	if err = a.unmarshal(r, body, v); err == nil {
 		return nil
 	}
 	if e, ok := errors.AsType[*Error](err); ok {
@@ -210,6 +215,27 @@ func (a *API) decode(ctx context.Context, r *request, limit int64, v any) error 
 		return invalid("The request body must be %s, not %s.", jsonKind(t.Type.Kind().String()), t.Value)
 	}
 	return invalid("The request body is not valid JSON.")
+}
+
+// unmarshal reads a body. Staff are told of fields that no command carries; the
+// contract of customers has them ignored.
+func (a *API) unmarshal(r *request, body []byte, v any) error {
+	if !strings.HasPrefix(r.URL.Path, "/staff/") {
+		return json.Unmarshal(body, v)
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	err := d.Decode(v)
+	if err != nil {
+		if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+			return invalid("There is no field %s here.", field)
+		}
+		return err
+	}
+	if d.More() {
+		return invalid("The request body is not valid JSON.")
+	}
+	return nil
 }
 
 func jsonKind(kind string) string {

@@ -104,6 +104,7 @@ type reasonRequest struct {
 	Policy   string `json:"policy"`
 	Evidence string `json:"evidence"`
 	Reason   string `json:"reason"`
+	Request  string `json:"request"` // that is approved, if the one who approves names it
 }
 
 type blockBody struct {
@@ -191,7 +192,7 @@ func (a *API) unblockAccount(ctx context.Context, r *request) (answer, error) {
 		return answer{}, err
 	}
 	by := r.withReason(m.Reason)
-	if state.Request != nil {
+	if state.Request != nil && (m.Request == "" || m.Request == state.Request.Request.String()) {
 		by.Approvals = []domain.Approval{state.Request.Approval()}
 	}
 	if _, err := a.commandAccount(ctx, r, id, account.Unblock{Authority: by}); err != nil {

@@ -54,6 +54,7 @@ func (s *Store) Follow(ctx context.Context, f Following, apply func(context.Cont
 		cancel(nil)
 		messages.Stop()
 		running.Wait()
+		s.forget(ctx, f.Log, consumer)
 	}()
 	for {
 		select {
@@ -67,6 +68,16 @@ func (s *Store) Follow(ctx context.Context, f Following, apply func(context.Cont
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+	}
+}
+
+// forget removes the consumer of a follower that has ended. One that the server
+// does not hear of would stay for five minutes, and followers may be brief.
+func (s *Store) forget(ctx context.Context, log string, consumer jetstream.Consumer) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if info := consumer.CachedInfo(); info != nil {
+		_ = s.js.DeleteConsumer(ctx, log, info.Name) // without it, the server waits for the five minutes
 	}
 }
 

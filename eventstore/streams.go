@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -139,8 +138,11 @@ func (s *Store) stream(ctx context.Context, log string) (jetstream.Stream, error
 	if held, ok := s.streams.Load(log); ok {
 		return held.(jetstream.Stream), nil
 	}
+	if !isToken(log) {
+		return nil, fmt.Errorf("eventstore: there is no log called %q: %w", log, ErrNoEntry)
+	}
 	stream, err := s.js.Stream(ctx, log)
-	if errors.Is(err, jetstream.ErrStreamNotFound) || strings.ContainsAny(log, " .*>") {
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil, fmt.Errorf("eventstore: there is no log called %q: %w", log, ErrNoEntry)
 	}
 	if err != nil {

@@ -322,15 +322,31 @@ func standsForSuppressed(address string) bool {
 // errHeld keeps a transaction from beginning.
 var errHeld = errors.New("sending is stopped for this account")
 
+// begin counts a transaction that is about to begin, unless the account was
+// blocked. Whoever has blocked the account and then finds nothing on the wire can
+// be sure that nothing will be.
+func (p *partition) begin(account string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.d.blocked(account) != "" {
+		return false
+	}
+	p.wire[account]++
+	return true
+}
+
+func (p *partition) end(account string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.wire[account]--; p.wire[account] == 0 {
+		delete(p.wire, account)
+	}
+	p.announce()
+}
+
 // transmit is one SMTP transaction for each recipient, and the record of what
 // became of them.
 func (p *partition) transmit(ctx context.Context, m *mail, l letter, recipients []int, addresses []string) error {
-	before := func() error {
-		if p.d.blocked(m.account) != "" {
-			return errHeld
-		}
-		return ctx.Err()
-	}
 	results := make([]delivery.Result, len(recipients))
 	var sending errgroup.Group
 	for n, i := range recipients {
@@ -340,7 +356,16 @@ func (p *partition) transmit(ctx context.Context, m *mail, l letter, recipients 
 				To:         addresses[n],
 				RequireTLS: l.from.Settings.TLS == sender.TLSEnforced,
 			}
-			results[n] = p.d.Sender.Send(ctx, env, l.message, before)
+			begun := false
+			results[n] = p.d.Sender.Send(ctx, env, l.message, func() error {
+				if begun = begun || p.begin(m.account); !begun {
+					return errHeld
+				}
+				return ctx.Err()
+			})
+			if begun {
+				p.end(m.account)
+			}
 			return nil
 		})
 	}

@@ -40,17 +40,17 @@ func (p *partition) answer(ctx context.Context, ask email.DeskRequest) (email.De
 	return email.DeskAnswer{}, domain.Refuse(domain.Invalid, "The dispatcher does not know %q.", ask.Verb)
 }
 
-// settled returns when the ledger is known up to a sequence, and no attempt of
-// the account that began before is under way.
+// settled returns when the ledger is known up to a sequence, and nothing of the
+// account is on the wire.
 func (p *partition) settled(ctx context.Context, ask email.DeskRequest) error {
 	if err := p.d.Directory.Await(ctx, ask.Seq); err != nil {
 		return err
 	}
 	for {
 		p.mu.Lock()
-		active, changed := p.agenda.active[ask.Account], p.changed
+		begun, changed := p.wire[ask.Account], p.changed
 		p.mu.Unlock()
-		if active == 0 {
+		if begun == 0 {
 			return nil
 		}
 		select {

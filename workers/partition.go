@@ -73,6 +73,7 @@ type partition struct {
 	open    map[uuid.UUID]*mail
 	agenda  *agenda
 	seq     uint64         // of the last entry that was folded
+	wire    map[string]int // transactions that were begun, by account
 	changed chan struct{}  // closed whenever an attempt ends or an entry is folded
 	broken  chan error     // why memory and log may differ
 	under   sync.WaitGroup // attempts
@@ -158,7 +159,7 @@ func (p *partition) takeOver(ctx context.Context) error {
 	}
 	p.mu.Lock()
 	p.owner, p.open, p.agenda, p.changed = owner, map[uuid.UUID]*mail{}, newAgenda(), make(chan struct{})
-	p.broken = make(chan error, 1)
+	p.wire, p.broken = map[string]int{}, make(chan error, 1)
 	p.seq = p.loadSnapshot(ctx)
 	p.mu.Unlock()
 	following := eventstore.Following{Log: p.name, After: p.seq, StopAt: owner.Seq(), MaxBatch: 5000}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,15 +14,57 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
+	"postbook.dev/postbook/api"
+	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/account"
 )
 
 type accountsCommand struct {
+	Open           accountsOpen     `cmd:"" help:"Open an account and make its first API key, while no server runs. The key is printed once."`
 	Show           accountsShow     `cmd:"" help:"Tell everything that was done to an account, from the log."`
 	Block          accountsBlock    `cmd:"" help:"Stop an account's sending."`
 	RequestUnblock accountsRequest  `cmd:"" help:"Ask that an account may send again. Somebody else has to approve."`
 	Withdraw       accountsWithdraw `cmd:"" help:"Take a request back."`
 	Unblock        accountsUnblock  `cmd:"" help:"Approve somebody else's request."`
+}
+
+type accountsOpen struct {
+	Name  string `arg:"" help:"What the account is called."`
+	Email string `help:"Also make a member who may sign in to the console. Their password is printed once."`
+}
+
+// Run opens an account.
+func (c accountsOpen) Run(ctx context.Context, cfg Config, out output) error {
+	return alone(ctx, cfg, func(ctx context.Context, s *server) error {
+		facts := map[string]string{"account_id": uuid.Must(uuid.NewV7()).String()}
+		id := facts["account_id"]
+		if err := s.openAccount(ctx, operator(time.Now()), id, c.Name); err != nil {
+			return err
+		}
+		_, token, err := s.api.IssueKey(ctx, operator(time.Now()), id, api.IssueKey{Name: "First key", Permission: domain.FullAccess})
+		if err != nil {
+			return err
+		}
+		facts["api_key"] = token
+		if c.Email != "" {
+			facts["member"], facts["password"] = c.Email, rand.Text()
+			if _, err := s.api.JoinMember(ctx, operator(time.Now()), id, c.Email, facts["password"]); err != nil {
+				return err
+			}
+		}
+		if printed, err := out.object(facts); printed {
+			return err
+		}
+		for _, name := range []string{"account_id", "api_key", "member", "password"} {
+			if facts[name] != "" {
+				fmt.Printf("%-10s  %s\n", name, facts[name])
+			}
+		}
+		fmt.Println("The key and the password are shown this once.")
+		return nil
+	})
 }
 
 type accountsShow struct {
@@ -110,15 +153,15 @@ func (s asStaff) ask(ctx context.Context, cfg Config, out output, method, what s
 	}
 	in := bufio.NewReader(os.Stdin)
 	login := map[string]string{"email": s.Email}
-	for field, question := range map[string]string{"email": "Email", "password": "Password", "totp": "Code"} {
+	for _, field := range []string{"email", "password", "totp"} {
 		if login[field] == "" {
 			login[field] = os.Getenv("POSTBOOK_STAFF_" + strings.ToUpper(field))
 		}
 		if login[field] == "" {
-			fmt.Fprintf(os.Stderr, "%s: ", question)
+			fmt.Fprintf(os.Stderr, "Your %s: ", field)
 			answer, err := in.ReadString('\n')
 			if err != nil {
-				return fmt.Errorf("read your %s: %w", strings.ToLower(question), err)
+				return fmt.Errorf("read your %s: %w", field, err)
 			}
 			login[field] = strings.TrimSpace(answer)
 		}

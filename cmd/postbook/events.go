@@ -206,7 +206,7 @@ func (eventsStats) Run(ctx context.Context, cfg Config, out output) error {
 }
 
 type eventsCheck struct {
-	OlderThan time.Duration `help:"Leave out emails that were accepted or are due within this time." default:"0s"`
+	OlderThan time.Duration `help:"How long after it has expired an email may still be open." default:"1h"`
 }
 
 // Run checks the promise that each accepted email reaches exactly one final

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
@@ -141,29 +142,29 @@ func (s *server) openDatabase(ctx context.Context) error {
 	s.owner = s.cfg.DatabaseURL
 	writerURL, readerURL := s.owner, s.owner
 	if s.owner == "" {
-		cluster, err := pgcluster.Start(ctx, pgcluster.Options{Dir: s.cfg.path("postgres"), Fsync: true, Log: s.log})
-		if err != nil {
+		if err := s.startCluster(ctx); err != nil {
 			return err
 		}
-		s.cluster = cluster
-		s.atEnd(cluster.Stop)
-		if err := cluster.Provision(ctx, database); err != nil {
+		s.atEnd(func(ctx context.Context) error { return s.cluster.Stop(ctx) })
+		if err := s.cluster.Provision(ctx, database); err != nil {
 			return err
 		}
-		s.owner = cluster.URL(database, "postbook")
-		writerURL, readerURL = cluster.URL(database, "postbook_projector"), cluster.URL(database, "postbook_reader")
+		s.owner = s.cluster.URL(database, "postbook")
+		writerURL, readerURL = s.cluster.URL(database, "postbook_projector"), s.cluster.URL(database, "postbook_reader")
 	}
-	// A database that is away must not keep mail from being accepted. When it is
-	// back, the runner finds it; the schema is brought up first.
-	if err := migrations.Apply(ctx, s.owner); err != nil {
-		return fmt.Errorf("bring the database schema up to date: %w", err)
+	if err := s.migrate(ctx); err != nil {
+		if _, away := errors.AsType[*pgconn.ConnectError](err); !away {
+			return err
+		}
+		// A database that is away does not keep mail from being accepted.
+		s.log.Warn("the database is away; mail is accepted, and nothing can be read", "error", err)
 	}
 	var err error
 	if s.writer, err = projections.Connect(ctx, writerURL); err != nil {
 		return err
 	}
 	if s.reader, err = pgxpool.New(ctx, readerURL); err != nil {
-		return fmt.Errorf("open the database: %w", err)
+		return errors.New("POSTBOOK_DATABASE_URL is not a PostgreSQL URL")
 	}
 	s.atEnd(func(context.Context) error {
 		s.writer.Close()
@@ -171,6 +172,59 @@ func (s *server) openDatabase(ctx context.Context) error {
 		return nil
 	})
 	return nil
+}
+
+func (s *server) migrate(ctx context.Context) error {
+	if err := migrations.Apply(ctx, s.owner); err != nil {
+		return fmt.Errorf("bring the database schema up to date: %w", err)
+	}
+	return nil
+}
+
+func (s *server) startCluster(ctx context.Context) error {
+	cluster, err := pgcluster.Start(ctx, pgcluster.Options{Dir: s.cfg.path("postgres"), Fsync: true, Log: s.log})
+	if err == nil {
+		s.cluster = cluster
+	}
+	return err
+}
+
+// keepCluster starts the private database again when it has ended by itself.
+func (s *server) keepCluster(ctx context.Context) error {
+	for {
+		select {
+		case <-s.cluster.Done():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		s.log.Error("the database server has ended; it is started again")
+		for s.startCluster(ctx) != nil {
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+// project keeps the read models up to date, once the database has their tables.
+func (s *server) project(ctx context.Context) error {
+	for {
+		err := s.migrate(ctx)
+		if err == nil {
+			break
+		}
+		if _, away := errors.AsType[*pgconn.ConnectError](err); !away {
+			return err
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return projections.NewRunner(s.writer, s.store, s.log, projections.Models...).Run(ctx)
 }
 
 // database is the name of the read models' database.
@@ -261,6 +315,9 @@ func (s *server) run(ctx context.Context, ready func(context.Context) error) err
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.vault.run(ctx) })
 	group.Go(func() error { return s.followLedger(ctx) })
+	if s.cluster != nil {
+		group.Go(func() error { return s.keepCluster(ctx) })
+	}
 	group.Go(func() error {
 		select {
 		case <-s.store.Done():
@@ -292,8 +349,7 @@ func (s *server) run(ctx context.Context, ready func(context.Context) error) err
 
 func (s *server) startRoles(ctx context.Context, group *errgroup.Group) error {
 	if s.cfg.runs(roleProjections) {
-		runner := projections.NewRunner(s.writer, s.store, s.log, projections.Models...)
-		group.Go(func() error { return runner.Run(ctx) })
+		group.Go(func() error { return s.project(ctx) })
 	}
 	if s.cfg.runs(roleWorkers) {
 		if err := s.startWorkers(ctx, group); err != nil {

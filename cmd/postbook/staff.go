@@ -25,21 +25,7 @@ type staffJoin struct {
 
 // Run makes somebody a member of staff.
 func (c staffJoin) Run(ctx context.Context, cfg Config, out output) error {
-	if err := cfg.settle(false); err != nil {
-		return err
-	}
-	if _, ok := found(cfg); ok {
-		return errors.New("stop the server first: the operator's authority is that of whoever holds the data directory alone")
-	}
-	cfg.HTTPAddr, cfg.Roles = "127.0.0.1:0", []string{roleProjections}
-	s, err := start(ctx, cfg, cfg.logger())
-	if err != nil {
-		return err
-	}
-	ctx, done := context.WithCancel(ctx)
-	defer done()
-	err = s.run(ctx, func(ctx context.Context) error {
-		defer done()
+	return alone(ctx, cfg, func(ctx context.Context, s *server) error {
 		password := rand.Text()
 		id, secret, err := s.api.JoinStaff(ctx, operator(time.Now()), c.Email, password, domain.Role(c.Role))
 		if err != nil {
@@ -50,6 +36,28 @@ func (c staffJoin) Run(ctx context.Context, cfg Config, out output) error {
 		}
 		fmt.Printf("%s is staff with the role %s.\n  id           %s\n  password     %s\n  totp secret  %s\nThey are shown this once.\n", c.Email, c.Role, id, password, secret)
 		return nil
+	})
+}
+
+// alone does something with the operator's authority, which is that of whoever
+// holds the data directory while no server runs on it.
+func alone(ctx context.Context, cfg Config, do func(context.Context, *server) error) error {
+	if err := cfg.settle(false); err != nil {
+		return err
+	}
+	if _, ok := found(cfg); ok {
+		return errors.New("stop the server first: the operator's authority is that of whoever holds the data directory alone")
+	}
+	cfg.HTTPAddr, cfg.SMTPAddr, cfg.Roles = "127.0.0.1:0", "127.0.0.1:0", []string{roleProjections}
+	s, err := start(ctx, cfg, cfg.logger())
+	if err != nil {
+		return err
+	}
+	ctx, done := context.WithCancel(ctx)
+	defer done()
+	err = s.run(ctx, func(ctx context.Context) error {
+		defer done()
+		return do(ctx, s)
 	})
 	return errors.Join(err, s.stop())
 }
