@@ -10,6 +10,7 @@ import (
 	"mime"
 	"mime/quotedprintable"
 	"path"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -151,18 +152,20 @@ func headerText(s string) string {
 	if plain {
 		return s
 	}
-	return mime.QEncoding.Encode("utf-8", s+encodedEnd(s))
-}
-
-// encodedEnd makes mime encode a value that it would leave as it is, though its
-// blanks at the ends or its "=?" would be read differently.
-func encodedEnd(s string) string {
-	for _, r := range s {
-		if r >= 0x7f || r < ' ' && r != '\t' {
-			return ""
-		}
+	if words := mime.QEncoding.Encode("utf-8", s); words != s {
+		return words
 	}
-	return "\u200b"
+	// mime leaves ASCII as it is, but blanks at the ends would be lost, and "=?"
+	// would be read as an encoded word.
+	var words []string
+	for chunk := range slices.Chunk([]byte(s), 20) {
+		word := "=?utf-8?q?"
+		for _, c := range chunk {
+			word += fmt.Sprintf("=%02X", c)
+		}
+		words = append(words, word+"?=")
+	}
+	return strings.Join(words, " ")
 }
 
 // part is one entity of a message: a leaf with a body, or a multipart.
@@ -237,7 +240,7 @@ func (a Attachment) contentType() string {
 		kind = mime.TypeByExtension(path.Ext(a.Filename))
 	}
 	parsed, params, err := mime.ParseMediaType(kind)
-	if err != nil || strings.HasPrefix(parsed, "multipart/") || strings.HasPrefix(parsed, "message/") {
+	if err != nil || !strings.Contains(parsed, "/") || strings.HasPrefix(parsed, "multipart/") || strings.HasPrefix(parsed, "message/") {
 		return "application/octet-stream"
 	}
 	delete(params, "name")
@@ -284,18 +287,27 @@ type writer struct {
 // header writes a field, folded at blanks.
 func (w *writer) header(name, value string) error {
 	line := name + ": " + value
+	for _, c := range []byte(line) {
+		if c != '\t' && (c < ' ' || c > '~') {
+			return fmt.Errorf("the header %s cannot hold the byte %#02x", name, c)
+		}
+	}
+	from := len(name) + 2
+	if strings.HasPrefix(value, "=?") {
+		from-- // a line with encoded words has no more than 76 octets (RFC 2047, 2)
+	}
 	for len(line) > foldAt {
-		at := foldPoint(line, len(name)+2)
+		at := foldPoint(line, from)
 		if at < 0 {
 			break
 		}
 		w.WriteString(line[:at])
 		w.WriteString("\r\n")
 		line = line[at:]
-		name = "" // the rest begins with a blank
+		from = 2 // the rest begins with a blank
 	}
 	if len(line) > maxLine {
-		return fmt.Errorf("the header %q holds %d characters without a blank; a line can have %d", name, len(line), maxLine)
+		return fmt.Errorf("the header %s holds %d characters without a blank; a line can have %d", name, len(line), maxLine)
 	}
 	w.WriteString(line)
 	w.WriteString("\r\n")

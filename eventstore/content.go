@@ -76,7 +76,7 @@ func pack(blobs [][]byte) ([]domain.ContentRef, []*nats.Msg) {
 // Content returns a blob. It is an error if it is not, byte for byte, the one
 // that the reference was made for.
 func (s *Store) Content(ctx context.Context, ref domain.ContentRef) ([]byte, error) {
-	blob := make([]byte, 0, max(ref.Size, 0))
+	blob := make([]byte, 0, min(max(ref.Size, 0), len(ref.Parts)*maxContent)) // a size that cannot be is found out below
 	for _, part := range ref.Parts {
 		e, err := s.Read(ctx, Content, part.Seq)
 		if err != nil {

@@ -19,7 +19,6 @@ import (
 	"testing"
 	"time"
 
-
 	"postbook.dev/postbook/domain/apikey"
 )
 
@@ -528,4 +527,3 @@ func kill(t *testing.T, dir string, acked map[string]string) {
 		t.Fatalf("the child was not killed: %v", err)
 	}
 }
-

@@ -26,7 +26,11 @@ func (s *Store) Bucket(ctx context.Context, name string) (*Bucket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("eventstore: open bucket %s: %w: %w", name, ErrUnavailable, err)
 	}
-	return &Bucket{store: s, kv: kv, stream: "KV_" + name}, nil
+	b := &Bucket{store: s, kv: kv, stream: "KV_" + name}
+	if err := s.startSyncing(b.stream); err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // Get returns a value and its revision, or ErrNoEntry.

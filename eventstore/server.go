@@ -121,7 +121,7 @@ func (e *embedded) blocks(stream string) string {
 
 // syncTree syncs the directories, and the files that describe streams. Blocks
 // are left to the syncers.
-func (e *embedded) syncTree() error {
+func (e *embedded) syncTree(fsync func(*os.File) error) error {
 	return filepath.WalkDir(filepath.Join(e.dir, server.JetStreamStoreDir), func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // the server has just removed it
@@ -139,7 +139,7 @@ func (e *embedded) syncTree() error {
 		if err != nil {
 			return err
 		}
-		return errors.Join(f.Sync(), f.Close())
+		return errors.Join(fsync(f), f.Close())
 	})
 }
 

@@ -159,11 +159,25 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.createStreams(ctx); err != nil {
 		return err
 	}
-	if s.local != nil && s.cfg.Durability == Fsync {
-		// The server does not sync the small files that describe a stream.
-		if err := s.local.syncTree(); err != nil {
-			return fmt.Errorf("eventstore: sync the data directory: %w", err)
-		}
+	names := make([]string, 0, 16)
+	for _, c := range s.streamConfigs() {
+		names = append(names, c.Name)
+	}
+	return s.startSyncing(names...)
+}
+
+// startSyncing makes what describes new streams durable, which the server leaves
+// to chance, and starts their syncers: before anything is written, so that they
+// know in which block that will begin.
+func (s *Store) startSyncing(streams ...string) error {
+	if s.local == nil || s.cfg.Durability != Fsync {
+		return nil
+	}
+	if err := s.local.syncTree(s.cfg.fsync); err != nil {
+		return fmt.Errorf("eventstore: sync the data directory: %w: %w", ErrUnavailable, err)
+	}
+	for _, name := range streams {
+		s.syncer(name)
 	}
 	return nil
 }

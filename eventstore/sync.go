@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,8 +36,8 @@ type syncer struct {
 	fsync func(*os.File) error
 	fail  func(error)
 
-	block *os.File // the newest block that is known, owned by run
-	index int
+	block *os.File // the block that is synced next, owned by run; nil until the first sync
+	index int      // its number: until the first sync, the newest that there was at the start
 
 	kick  chan struct{}
 	ended chan struct{}
@@ -48,6 +49,11 @@ type syncer struct {
 
 func newSyncer(dir string, fsync func(*os.File) error, fail func(error)) *syncer {
 	y := &syncer{dir: dir, fsync: fsync, fail: fail, kick: make(chan struct{}, 1), ended: make(chan struct{})}
+	// What is written from now on lies in the newest block and its successors.
+	// Without an answer the first sync begins at the oldest.
+	if held, err := y.blocks(); err == nil && len(held) > 0 {
+		y.index = held[len(held)-1]
+	}
 	go y.run()
 	return y
 }
@@ -122,7 +128,7 @@ func (y *syncer) run() {
 // created, so it is synced once more and left.
 func (y *syncer) sync() error {
 	if y.block == nil || !y.current() {
-		if err := y.openNewest(); err != nil {
+		if err := y.reopen(); err != nil {
 			return err
 		}
 		if err := y.syncDir(); err != nil {
@@ -159,26 +165,47 @@ func (y *syncer) current() bool {
 	return err == nil && os.SameFile(open, named)
 }
 
-func (y *syncer) openNewest() error {
-	names, err := os.ReadDir(y.dir)
+// reopen opens the block that is synced next: the one of that number, or the
+// one after it if the server has removed that. None that was written since may be
+// left out, however many there are.
+func (y *syncer) reopen() error {
+	held, err := y.blocks()
 	if err != nil {
 		return fmt.Errorf("find the block to sync: %w", err)
 	}
-	newest := 0
-	for _, n := range names {
-		if i, err := strconv.Atoi(strings.TrimSuffix(n.Name(), ".blk")); err == nil {
-			newest = max(newest, i)
-		}
+	if len(held) == 0 {
+		return fmt.Errorf("find the block to sync: there is none in %s", y.dir)
 	}
-	f, err := os.Open(y.path(newest))
+	i, _ := slices.BinarySearch(held, y.index)
+	if i == len(held) {
+		i = 0 // the server counts anew
+	}
+	f, err := os.Open(y.path(held[i]))
 	if err != nil {
 		return fmt.Errorf("open the block to sync: %w", err)
 	}
 	if y.block != nil {
 		_ = y.block.Close()
 	}
-	y.block, y.index = f, newest
+	y.block, y.index = f, held[i]
 	return nil
+}
+
+// blocks are the numbers of the blocks, in order.
+func (y *syncer) blocks() ([]int, error) {
+	names, err := os.ReadDir(y.dir)
+	if err != nil {
+		return nil, err
+	}
+	var held []int
+	for _, n := range names {
+		number, ok := strings.CutSuffix(n.Name(), ".blk")
+		if i, err := strconv.Atoi(number); ok && err == nil {
+			held = append(held, i)
+		}
+	}
+	slices.Sort(held)
+	return held, nil
 }
 
 // syncDir makes the names of the blocks durable.

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"context"
+
+	"postbook.dev/postbook/domain/catalogue"
+	"postbook.dev/postbook/domain/email"
+	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/internal/testenv"
+)
+
+// The process is killed at random moments under load, and started again on the
+// same data. Every mail that was accepted is delivered; what is delivered twice is
+// said to be possible by the log.
+func TestKilledUnderLoad(t *testing.T) {
+	rounds := 5
+	if os.Getenv("POSTBOOK_TEST_LONG") != "" {
+		rounds = 100
+	} else {
+		t.Parallel()
+	}
+	sink := testenv.StartSink(t)
+	i := launch(t, "POSTBOOK_DELIVERY=relay", "POSTBOOK_RELAY_URL=smtp://"+sink.Addr)
+	accepted := map[string]bool{}
+	unanswered := 0
+	for round := range rounds {
+		ids, lost := i.loadUntilKilled(round, time.Duration(50+rand.IntN(500))*time.Millisecond)
+		for _, id := range ids {
+			accepted[id] = true
+		}
+		unanswered += lost
+		i.start("--quiet")
+	}
+	if len(accepted) < 50*rounds {
+		t.Fatalf("%d mails were accepted only: that is no load", len(accepted))
+	}
+
+	// A recipient whose attempt was interrupted is tried again after about a minute.
+	var history map[string]outcome
+	testenv.Eventually(t, 4*time.Minute, func() error {
+		out, err := i.postbook("events", "check", "--json")
+		if err != nil {
+			return fmt.Errorf("check: %w\n%s", err, out)
+		}
+		if !strings.Contains(strings.ReplaceAll(out, " ", ""), `"open":0,`) {
+			return fmt.Errorf("emails are open: %s", out)
+		}
+		return nil
+	})
+	i.stop()
+	history = outcomes(t, filepath.Join(i.dir, "log"))
+
+	taken := sink.Taken()
+	duplicates, gaveUp := 0, 0
+	for id := range accepted {
+		n := 0
+		for key, times := range taken {
+			if strings.HasPrefix(key, id) {
+				n += times
+			}
+		}
+		h := history[id]
+		switch {
+		case n == 0 && h.failed:
+			gaveUp++ // the stated rule: two attempts whose outcome nobody knows
+		case n == 0:
+			t.Errorf("%s was accepted and never delivered", id)
+		case n > 1+h.unknown:
+			t.Errorf("%s was delivered %d times, and the log knows of %d unknown outcomes", id, n, h.unknown)
+		}
+		duplicates += max(0, n-1)
+	}
+	if gaveUp > rounds/10 {
+		t.Errorf("%d mails were given up", gaveUp)
+	}
+	unknown := 0
+	for _, h := range history {
+		unknown += h.unknown
+	}
+	t.Logf("%d kills: %d mails accepted, %d requests without an answer, %d deliveries, %d unknown outcomes, %d duplicates, %d given up after two unknown outcomes",
+		rounds, len(accepted), unanswered, sink.Total(), unknown, duplicates, gaveUp)
+}
+
+// loadUntilKilled sends from eight clients until the process is killed, and returns
+// the ids that were answered.
+func (i *instance) loadUntilKilled(round int, after time.Duration) (ids []string, unanswered int) {
+	var mu sync.Mutex
+	var clients sync.WaitGroup
+	ctx, cancel := context.WithCancel(i.t.Context())
+	defer cancel()
+	for c := range 8 {
+		clients.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				r, err := i.try(ctx, "POST", "/emails", hello(fmt.Sprintf("r%d-c%d-n%d@rcpt.test", round, c, n)))
+				mu.Lock()
+				if err != nil {
+					unanswered++
+					mu.Unlock()
+					return
+				}
+				ids = append(ids, r.id(i.t))
+				mu.Unlock()
+			}
+		})
+	}
+	time.Sleep(after) // the load: no state is waited for
+	i.kill()
+	clients.Wait()
+	return ids, unanswered
+}
+
+// outcome is what the log says about an email.
+type outcome struct {
+	unknown int
+	failed  bool
+}
+
+func outcomes(t *testing.T, dir string) map[string]outcome {
+	t.Helper()
+	store, err := eventstore.Open(t.Context(), eventstore.Config{Dir: dir, Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	all := map[string]outcome{}
+	for _, log := range store.MailLogs() {
+		head, err := store.Head(t.Context(), log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = store.Follow(t.Context(), eventstore.Following{Log: log, StopAt: head}, func(_ context.Context, entries []eventstore.Entry) error {
+			for _, e := range entries {
+				for _, rec := range e.Events {
+					o := all[rec.Stream.ID]
+					switch rec.Event.(type) {
+					case email.Unresolved:
+						o.unknown++
+					case email.Failed:
+						o.unknown++
+						o.failed = true
+					}
+					all[rec.Stream.ID] = o
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
+}
