@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -52,7 +53,8 @@ func (a *addresses) UnmarshalJSON(data []byte) error {
 	}
 	var many []string
 	if err := json.Unmarshal(data, &many); err != nil {
-		return invalid("Addresses must be a string or an array of strings.")
+		// The decoder adds the name of the field to an error of this type.
+		return &json.UnmarshalTypeError{Value: "something else", Type: reflect.TypeFor[[]string]()}
 	}
 	*a = many
 	return nil

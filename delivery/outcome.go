@@ -64,10 +64,9 @@ func verdict(phase string, r reply) (Outcome, Bounce) {
 	switch {
 	case r.code/100 != 5:
 		return Deferred, Bounce{"Transient", kind.SubType}
-	case r.code == 552 && kind.SubType == "MailboxFull",
-		r.enhanced == "4.5.3" || r.enhanced == "5.5.3",
-		strings.Contains(text, "greylist"), strings.Contains(text, "graylist"),
-		strings.HasPrefix(r.enhanced, "4."):
+	case r.code == 552 && (kind.SubType == "MailboxFull" || strings.HasPrefix(text, "4.")),
+		r.enhanced == "5.5.3" || strings.Contains(text, "too many recipients"),
+		strings.Contains(text, "greylist"), strings.Contains(text, "graylist"):
 		return Deferred, Bounce{"Transient", kind.SubType}
 	}
 	return Bounced, kind
@@ -76,7 +75,7 @@ func verdict(phase string, r reply) (Outcome, Bounce) {
 func bounceOf(r reply, text string) Bounce {
 	_, detail, _ := strings.Cut(r.enhanced, ".")
 	switch {
-	case detail == "2.2" || strings.Contains(text, "mailbox full") || strings.Contains(text, "over quota"):
+	case detail == "2.2" || strings.HasPrefix(text, "4.2.2") || strings.Contains(text, "mailbox full") || strings.Contains(text, "over quota"):
 		return Bounce{"Transient", "MailboxFull"}
 	case detail == "3.4" || r.code == 552 && strings.Contains(text, "size"):
 		return Bounce{"Permanent", "MessageTooLarge"}

@@ -449,9 +449,8 @@ func (n *nameServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 			}
 		}
 	}
-	m.Truncate(dns.MinMsgSize)
-	if w.LocalAddr().Network() == "tcp" {
-		m.Truncate(dns.MaxMsgSize)
+	if w.LocalAddr().Network() == "udp" {
+		m.Truncate(dns.MinMsgSize)
 	}
 	_ = w.WriteMsg(m)
 }

@@ -88,7 +88,7 @@ func lookup[T any](ctx context.Context, r *Resolver, kind, name string, ask func
 		value, _ := a.value.(T)
 		return value, a.err
 	}
-	got, err, _ := r.flight.Do(key, func() (any, error) {
+	coming := r.flight.DoChan(key, func() (any, error) {
 		// Whoever gave up must not spoil the answer for the others.
 		asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
 		defer cancel()
@@ -101,8 +101,14 @@ func lookup[T any](ctx context.Context, r *Resolver, kind, name string, ask func
 		r.remember(key, value, err)
 		return value, err
 	})
-	value, _ := got.(T)
-	return value, err
+	select {
+	case got := <-coming:
+		value, _ := got.Val.(T)
+		return value, got.Err
+	case <-ctx.Done():
+		var none T
+		return none, fmt.Errorf("look up %s of %s: %w", kind, strings.TrimSuffix(name, "."), ctx.Err())
+	}
 }
 
 func (r *Resolver) remembered(key string) (answer, bool) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -86,19 +87,24 @@ func (s *Sender) mailServers(ctx context.Context, domain string) ([]host, *Resul
 		if err != nil {
 			return nil, dnsFault(err)
 		}
+		if s.isSelf(domain) {
+			return nil, loop(domain)
+		}
 		return []host{{name: domain, port: s.cfg.Port}}, nil
 	case err != nil:
 		return nil, dnsFault(err)
 	case len(mx) == 1 && mx[0].Host == ".":
 		return nil, &Result{Outcome: Bounced, Phase: PhaseRoute, Code: 556, Enhanced: "5.1.10", Text: "The domain " + domain + " says that it takes no mail (RFC 7505).", Bounce: Bounce{"Permanent", "NoEmail"}}
 	}
+	if i := slices.IndexFunc(mx, func(m *net.MX) bool { return s.isSelf(m.Host) }); i >= 0 {
+		// This host and those that are no better would send it back here.
+		own := mx[i].Pref
+		mx = slices.DeleteFunc(mx, func(m *net.MX) bool { return m.Pref >= own })
+	}
 	var hosts []host
 	nowhere := false
 	for _, m := range mx {
 		name := strings.ToLower(strings.TrimSuffix(m.Host, "."))
-		if name == s.cfg.Hostname {
-			break // this one and worse ones would send it back here
-		}
 		if name == "" || len(hosts) == maxHosts {
 			continue
 		}
@@ -112,9 +118,17 @@ func (s *Sender) mailServers(ctx context.Context, domain string) ([]host, *Resul
 		return nil, &Result{Outcome: Bounced, Phase: PhaseRoute, Enhanced: "5.4.4", Text: "The mail servers of " + domain + " have no addresses.", Bounce: Bounce{"Permanent", "General"}}
 	}
 	if len(hosts) == 0 {
-		return nil, &Result{Outcome: Bounced, Phase: PhaseRoute, Enhanced: "5.4.6", Text: "The mail servers of " + domain + " lead back to this one.", Bounce: Bounce{"Permanent", "General"}}
+		return nil, loop(domain)
 	}
 	return hosts, nil
+}
+
+func (s *Sender) isSelf(name string) bool {
+	return strings.EqualFold(strings.TrimSuffix(name, "."), s.cfg.Hostname)
+}
+
+func loop(domain string) *Result {
+	return &Result{Outcome: Bounced, Phase: PhaseRoute, Enhanced: "5.4.6", Text: "The mail servers of " + domain + " lead back to this one.", Bounce: Bounce{"Permanent", "General"}}
 }
 
 func dnsFault(err error) *Result {

