@@ -44,7 +44,7 @@ bench: need-test build ## Measure, and print each figure beside its limit
 
 .PHONY: generate
 generate: ## Write docs/events.md and the events' JSON Schemas
-	go run ./cmd/postbook catalogue docs
+	go run ./cmd/postbook catalogue
 
 .PHONY: lint
 lint: ## Run the linters
