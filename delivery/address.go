@@ -148,6 +148,10 @@ func parseDomain(host string) (string, error) {
 		return "", errors.New("an address literal cannot be sent to; use a domain name")
 	}
 	ascii, err := hostnames.ToASCII(host)
+	if err == nil {
+		// What is not UTF-8 gets through once, as a name that nobody has.
+		_, err = hostnames.ToASCII(ascii)
+	}
 	if err != nil {
 		return "", fmt.Errorf("%q is not a domain name", host)
 	}

@@ -43,7 +43,7 @@ func TestParseAddress(t *testing.T) {
 	for _, text := range []string{
 		"", "@", "a", "a@", "@example.com", "a@b@example.com", "a@localhost", "a@[127.0.0.1]", "a@1.2.3.4",
 		"a..b@example.com", ".a@example.com", "a.@example.com", "a b@example.com", `"a b"@example.com`, `"a"@example.com`,
-		"a@exa mple.com", "a@example..com", "a@.example.com", "a@example.com.", "a@-bad-.example", "a@x_y.example", "a@example.com>",
+		"a@exa mple.com", "a@example..com", "a@.example.com", "a@example.com.", "a@-bad-.example", "a@x_y.example", "a@\x81.example", "a@\uFFFD.example", "a@xn--zn7c.example", "a@example.com>",
 		"a@example.com>, <b@example.com>", "a@example.com, b@example.com", "a>@example.com", "A <B <a@example.com>", "b@example.com <a@example.com>",
 		`"A" B" <a@example.com>`, `"A <a@example.com>`, `"A\" <a@example.com>`, `" <a@example.com>`, `A "B" <a@example.com>`,
 		"ü@example.com", "a@example.com\r\nRCPT TO:<b@example.com>", "A\r\nBcc: b@example.com <a@example.com>", "a\x00@example.com",

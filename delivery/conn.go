@@ -49,6 +49,7 @@ type conn struct {
 	w        *bufio.Writer
 	host, ip string
 	tls      string            // version and cipher suite
+	proven   bool              // by a certificate for the host's name
 	extended map[string]string // keyword in upper case to its parameters
 	sent     int               // transactions that were begun
 	idle     time.Time

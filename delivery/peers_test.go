@@ -29,6 +29,8 @@ type server struct {
 	ln   net.Listener
 	done sync.WaitGroup
 
+	stopping chan struct{} // is closed when the test ends
+
 	mu     sync.Mutex
 	open   map[net.Conn]bool
 	conns  int      // connections that were accepted
@@ -54,7 +56,7 @@ func serve(t testing.TB, addr string, handle func(*peer)) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{addr: ln.Addr().String(), ln: ln, open: map[net.Conn]bool{}}
+	s := &server{addr: ln.Addr().String(), ln: ln, open: map[net.Conn]bool{}, stopping: make(chan struct{})}
 	s.done.Go(func() {
 		for {
 			c, err := ln.Accept()
@@ -80,6 +82,7 @@ func serve(t testing.TB, addr string, handle func(*peer)) *server {
 }
 
 func (s *server) stop() {
+	close(s.stopping)
 	_ = s.ln.Close()
 	s.mu.Lock()
 	for c := range s.open {

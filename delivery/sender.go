@@ -51,6 +51,7 @@ type Sender struct {
 
 // hostConns are the connections with one server.
 type hostConns struct {
+	key   string // among a Sender's hosts
 	slots chan struct{}
 	idle  []*conn
 	users int // that hold or wait for a slot
@@ -139,7 +140,7 @@ func (s *Sender) send(ctx context.Context, env Envelope, message []byte, before 
 // said about the recipient yet.
 func (s *Sender) sendTo(ctx context.Context, h host, env Envelope, message []byte, before func() error) (result Result, next bool) {
 	pool := s.enter(h.key())
-	defer s.leave(h.key(), pool)
+	defer s.leave(pool)
 	select {
 	case pool.slots <- struct{}{}:
 		defer func() { <-pool.slots }()
@@ -152,7 +153,7 @@ func (s *Sender) sendTo(ctx context.Context, h host, env Envelope, message []byt
 			return h.fault(nil, f), true
 		}
 		if limit, err := strconv.Atoi(strings.TrimSpace(c.extended["SIZE"])); err == nil && limit > 0 && len(message) > limit {
-			s.keep(pool, c)
+			s.keep(ctx, pool, c)
 			return Result{
 				Outcome: Bounced, Phase: PhaseMail, Enhanced: "5.3.4", Host: c.host, IP: c.ip, TLS: c.tls,
 				Text: fmt.Sprintf("The message has %d bytes and the server takes %d.", len(message), limit), Bounce: Bounce{"Permanent", "MessageTooLarge"},
@@ -160,26 +161,27 @@ func (s *Sender) sendTo(ctx context.Context, h host, env Envelope, message []byt
 		}
 		if before != nil {
 			if err := before(); err != nil {
-				s.keep(pool, c)
+				s.keep(ctx, pool, c)
 				return Result{Outcome: Deferred, Phase: PhaseHeld, Text: err.Error(), Bounce: Bounce{"Transient", "General"}}, false
 			}
 		}
 		r, f := c.transact(ctx, env, message)
 		switch {
 		case f == nil:
-			s.keep(pool, c)
+			s.keep(ctx, pool, c)
 			return Result{Outcome: Delivered, Phase: PhaseDot, Code: r.code, Enhanced: r.enhanced, Text: r.text, Host: c.host, IP: c.ip, TLS: c.tls}, false
 		case !fresh && f.phase == PhaseMail && (f.err != nil || f.reply.code == 421) && ctx.Err() == nil:
 			// The server closed the connection while it waited: that says nothing.
 			_ = c.Close()
 			continue
 		case f.reply.code != 0 && f.reply.code != 421 && s.reset(ctx, c):
-			s.keep(pool, c)
+			s.keep(ctx, pool, c)
 		default:
 			_ = c.Close()
 		}
 		// A verdict about the recipient, or a message that may have left, ends it.
-		return h.fault(c, f), f.phase == PhaseMail && (f.err != nil || f.reply.code == 421)
+		silent := f.phase == PhaseMail || f.phase == PhaseRcpt || f.phase == PhaseData
+		return h.fault(c, f), silent && (f.err != nil || f.reply.code == 421)
 	}
 }
 
@@ -197,26 +199,33 @@ func (s *Sender) enter(key string) *hostConns {
 	defer s.mu.Unlock()
 	pool := s.hosts[key]
 	if pool == nil {
-		pool = &hostConns{slots: make(chan struct{}, s.cfg.MaxConnsPerHost)}
+		pool = &hostConns{key: key, slots: make(chan struct{}, s.cfg.MaxConnsPerHost)}
 		s.hosts[key] = pool
 	}
 	pool.users++
 	return pool
 }
 
-func (s *Sender) leave(key string, pool *hostConns) {
+func (s *Sender) leave(pool *hostConns) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if pool.users--; pool.users == 0 && len(pool.idle) == 0 {
-		delete(s.hosts, key)
+	pool.users--
+	s.forget(pool)
+}
+
+// forget lets go of a host that nobody uses; the caller holds the lock.
+func (s *Sender) forget(pool *hostConns) {
+	if pool.users == 0 && len(pool.idle) == 0 && s.hosts[pool.key] == pool {
+		delete(s.hosts, pool.key)
 	}
 }
 
-// keep lets a connection wait for its next message, for a short time.
-func (s *Sender) keep(pool *hostConns, c *conn) {
+// keep lets a connection wait for its next message, for a short time. One whose
+// caller gave up may be interrupted late, and is not kept.
+func (s *Sender) keep(ctx context.Context, pool *hostConns, c *conn) {
 	c.idle = time.Now()
 	s.mu.Lock()
-	if s.closed || c.sent >= s.cfg.MaxMessagesPerConn {
+	if s.closed || ctx.Err() != nil || c.sent >= s.cfg.MaxMessagesPerConn {
 		s.mu.Unlock()
 		c.quit()
 		return
@@ -231,6 +240,7 @@ func (s *Sender) expire(pool *hostConns, c *conn) {
 	for i, held := range pool.idle {
 		if held == c && time.Since(c.idle) >= s.cfg.IdleTimeout {
 			pool.idle = append(pool.idle[:i], pool.idle[i+1:]...)
+			s.forget(pool)
 			s.mu.Unlock()
 			c.quit()
 			return
@@ -243,7 +253,7 @@ func (s *Sender) expire(pool *hostConns, c *conn) {
 func (s *Sender) connection(ctx context.Context, h host, pool *hostConns, secure bool) (c *conn, fresh bool, f *fault) {
 	s.mu.Lock()
 	for i := len(pool.idle) - 1; i >= 0; i-- {
-		if c := pool.idle[i]; !secure {
+		if c := pool.idle[i]; !secure || c.proven {
 			pool.idle = append(pool.idle[:i], pool.idle[i+1:]...)
 			s.mu.Unlock()
 			return c, false, nil
@@ -322,6 +332,7 @@ func (s *Sender) session(ctx context.Context, h host, ip netip.Addr, wish tlsWis
 		_ = c.Close()
 		return nil, f
 	}
+	c.proven = wish == tlsVerified && c.tls != ""
 	return c, nil
 }
 

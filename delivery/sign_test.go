@@ -52,6 +52,7 @@ func signedMessage(t testing.TB) (unsigned, message []byte) {
 	t.Helper()
 	m := plain()
 	m.Subject, m.HTML = "Grüße, a subject that is long enough for two lines of a header, or so", "<p>é\n.\n trailing  \n\n\n"
+	m.Cc, m.ReplyTo = []Address{{"", "carl", "rcpt.test"}}, []Address{{"", "desk", "acme.test"}}
 	m.Headers = []Header{{"List-Unsubscribe", "<https://acme.test/u>"}, {"X-Own", "1"}}
 	raw, _ := build(t, m)
 	message, err := NewSigner("acme.test", "resend", signingKey()).Sign(raw)

@@ -28,6 +28,7 @@ type commands struct {
 	Projections projectionsCommand `cmd:"" help:"Look at the read models, and build them again."`
 	Accounts    accountsCommand    `cmd:"" help:"Tell an account's story; block and unblock."`
 	Staff       staffCommand       `cmd:"" help:"Say who runs the platform."`
+	Bench       benchCommand       `cmd:"" help:"Measure this program, and the limits of this machine in the same run."`
 	Catalogue   catalogueCommand   `cmd:"" help:"Write docs/events.md and the events' JSON Schemas."`
 	Version     versionCommand     `cmd:"" help:"Print the version."`
 }

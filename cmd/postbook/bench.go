@@ -1,0 +1,552 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postbook.dev/postbook/domain/catalogue"
+	"postbook.dev/postbook/eventstore"
+)
+
+type benchCommand struct {
+	Mails    int           `default:"20000" help:"Mails that are sent in each part."`
+	For      time.Duration `default:"5s" help:"How long each limit is measured."`
+	Clients  int           `default:"64" help:"Clients that send at once."`
+	Postfix  bool          `default:"true" negatable:"" help:"Also measure Postfix, if it is installed and this is root."`
+	KeepData bool          `help:"Leave the data directories."`
+}
+
+// Run measures the program as its users would, and in the same run the limits
+// that it could reach at best: what counts are the ratios, because machines
+// differ. The clients and the receiving end run on the same cores.
+func (c benchCommand) Run(ctx context.Context, out output) error {
+	dir, err := os.MkdirTemp(".", ".bench-")
+	if err != nil {
+		return err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	if !c.KeepData {
+		defer os.RemoveAll(dir)
+	}
+	b := &bench{benchCommand: c, dir: dir, json: out.json}
+	fmt.Fprintf(os.Stderr, "%d cores, GOMAXPROCS %d, data in %s\n\n", runtime.NumCPU(), runtime.GOMAXPROCS(0), dir)
+	if err := b.run(ctx); err != nil {
+		return err
+	}
+	if _, err := out.object(b.results); err != nil {
+		return err
+	}
+	return nil
+}
+
+type bench struct {
+	benchCommand
+	dir     string
+	json    bool
+	results []figure
+}
+
+// figure is what was measured, and what it is held against.
+type figure struct {
+	Name  string  `json:"name"`
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"`
+	Of    string  `json:"of,omitempty"`
+	Ratio float64 `json:"ratio,omitempty"`
+}
+
+func (b *bench) tell(name string, value float64, unit, of string, limit float64) {
+	f := figure{Name: name, Value: value, Unit: unit}
+	if limit > 0 {
+		f.Of, f.Ratio = of, value/limit
+	}
+	b.results = append(b.results, f)
+	if b.json {
+		return
+	}
+	fmt.Printf("%-46s %12.0f %-8s", name, value, unit)
+	if limit > 0 {
+		fmt.Printf("  %6.2f × %s (%.0f)", f.Ratio, of, limit)
+	}
+	fmt.Println()
+}
+
+func (b *bench) run(ctx context.Context) error {
+	appends, err := b.rawAppends()
+	if err != nil {
+		return err
+	}
+	b.tell("limit: append and fdatasync of 1.5 kB, alone", appends, "/s", "", 0)
+	signs, err := b.signatures()
+	if err != nil {
+		return err
+	}
+	b.tell("limit: RSA-2048 signatures, all cores", signs, "/s", "", 0)
+
+	postfix := 0.0
+	if b.Postfix {
+		if postfix, err = b.postfix(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, "Postfix is not measured:", err)
+		}
+	}
+	if postfix > 0 {
+		b.tell("limit: Postfix, mails taken in and delivered", postfix, "/s", "", 0)
+	}
+	return b.postbook(ctx, appends, signs, postfix)
+}
+
+// rawAppends is how often a file of this disk can be appended to durably, by one
+// writer.
+func (b *bench) rawAppends() (float64, error) {
+	f, err := os.Create(filepath.Join(b.dir, "raw"))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	entry := make([]byte, 1500)
+	n := 0
+	begun := time.Now()
+	for time.Since(begun) < b.For {
+		if _, err := f.Write(entry); err != nil {
+			return 0, err
+		}
+		if err := syscall.Fdatasync(int(f.Fd())); err != nil { //nolint:gosec // a descriptor is small
+			return 0, err
+		}
+		n++
+	}
+	return float64(n) / time.Since(begun).Seconds(), nil
+}
+
+// signatures is how many the cores make, with nothing else to do.
+func (b *bench) signatures() (float64, error) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return 0, err
+	}
+	digest := sha256.Sum256([]byte("postbook"))
+	var n atomic.Int64
+	var all sync.WaitGroup
+	begun := time.Now()
+	for range runtime.GOMAXPROCS(0) {
+		all.Go(func() {
+			for time.Since(begun) < b.For {
+				if _, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, digest[:]); err == nil {
+					n.Add(1)
+				}
+			}
+		})
+	}
+	all.Wait()
+	return float64(n.Load()) / time.Since(begun).Seconds(), nil
+}
+
+// postbook measures this program, run as a process of its own.
+func (b *bench) postbook(ctx context.Context, appends, signs, postfix float64) error {
+	sink, err := startSink()
+	if err != nil {
+		return err
+	}
+	defer sink.close()
+	facts, stop, err := b.launch(ctx, sink.addr())
+	if err != nil {
+		return err
+	}
+	defer stop()
+	client := &benchClient{base: facts.BaseURL, key: facts.APIKey, http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: b.Clients}}}
+
+	// While nothing is delivered, what is measured is taking mail in.
+	sink.hold()
+	single, err := client.send(ctx, b.Mails, b.Clients, 1)
+	if err != nil {
+		return err
+	}
+	b.tell("accepted, one a request, fsynced", single.rate, "/s", "one writer's appends", appends)
+	b.tell("  p50", float64(single.p50.Microseconds()), "µs", "", 0)
+	b.tell("  p99", float64(single.p99.Microseconds()), "µs", "", 0)
+	if postfix > 0 {
+		b.tell("  against Postfix", single.rate, "/s", "Postfix", postfix)
+	}
+	batch, err := client.send(ctx, 5*b.Mails, b.Clients/4, 100)
+	if err != nil {
+		return err
+	}
+	b.tell("accepted, 100 a request, fsynced", batch.rate, "/s", "one writer's appends", appends)
+	b.tell("  p50", float64(batch.p50.Microseconds()), "µs", "", 0)
+	b.tell("  p99", float64(batch.p99.Microseconds()), "µs", "", 0)
+	if postfix > 0 {
+		b.tell("  against Postfix", batch.rate, "/s", "Postfix", postfix)
+	}
+	lone, err := client.send(ctx, 500, 1, 1)
+	if err != nil {
+		return err
+	}
+	b.tell("accepted, one client, fsynced", lone.rate, "/s", "one writer's appends", appends)
+
+	delivered, err := sink.measure(ctx, b.Mails)
+	if err != nil {
+		return err
+	}
+	b.tell("delivered to a sink, signed", delivered, "/s", "signatures", signs)
+	if postfix > 0 {
+		b.tell("  against Postfix", delivered, "/s", "Postfix", postfix)
+	}
+	if err := b.projections(ctx, facts); err != nil {
+		return err
+	}
+	return b.atRest(ctx)
+}
+
+// launch runs the program on a data directory of its own, with its mail going to
+// the sink.
+func (b *bench) launch(ctx context.Context, relay string) (facts devFacts, stop func(), err error) {
+	dir := filepath.Join(b.dir, "data")
+	self, err := os.Executable()
+	if err != nil {
+		return facts, nil, err
+	}
+	cmd := exec.CommandContext(ctx, self, "dev", "--quiet")
+	cmd.Env = append(os.Environ(), "POSTBOOK_DATA_DIR="+dir, "POSTBOOK_HTTP_ADDR=127.0.0.1:0", "POSTBOOK_SMTP_ADDR=127.0.0.1:0", "POSTBOOK_LOG_LEVEL=warn")
+	if relay != "" {
+		cmd.Env = append(cmd.Env, "POSTBOOK_DELIVERY=relay", "POSTBOOK_RELAY_URL=smtp://"+relay)
+	}
+	cmd.Stderr = os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	if err := cmd.Start(); err != nil {
+		return facts, nil, err
+	}
+	stop = func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	}
+	for range 600 {
+		data, err := os.ReadFile(filepath.Join(dir, devFile))
+		if err == nil && json.Unmarshal(data, &facts) == nil {
+			b.pid(cmd.Process.Pid)
+			return facts, stop, nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	stop()
+	return facts, nil, errors.New("the server is not ready after a minute")
+}
+
+var benchPID atomic.Int64
+
+func (b *bench) pid(pid int) { benchPID.Store(int64(pid)) }
+
+// projections measures building the read model of the emails again, against
+// copying as many rows of the same width.
+func (b *bench) projections(ctx context.Context, facts devFacts) error {
+	pool, err := pgxpool.New(ctx, facts.DatabaseURL)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	store, err := eventstore.Open(ctx, eventstore.Config{URL: facts.NATSURL, Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	events := 0
+	for _, log := range store.MailLogs() {
+		head, err := store.Head(ctx, log)
+		if err != nil {
+			return err
+		}
+		err = store.Follow(ctx, eventstore.Following{Log: log, StopAt: head, MaxBatch: 5000}, func(_ context.Context, entries []eventstore.Entry) error {
+			for _, e := range entries {
+				events += len(e.Events)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	rows, err := pool.Query(ctx, "select id, account_id, created_at, sender_id, message_id, envelope, content, last_event, log, last_seq from emails")
+	if err != nil {
+		return err
+	}
+	var copied [][]any
+	for rows.Next() {
+		values, err := rows.Values()
+		if err != nil {
+			return err
+		}
+		copied = append(copied, values)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	if _, err := pool.Exec(ctx, "create table bench_copy (like emails including indexes)"); err != nil {
+		return err
+	}
+	begun := time.Now()
+	columns := []string{"id", "account_id", "created_at", "sender_id", "message_id", "envelope", "content", "last_event", "log", "last_seq"}
+	if _, err := pool.CopyFrom(ctx, pgx.Identifier{"bench_copy"}, columns, pgx.CopyFromRows(copied)); err != nil {
+		return err
+	}
+	copyRate := float64(len(copied)) / time.Since(begun).Seconds()
+	b.tell("limit: COPY of the emails' rows", copyRate, "rows/s", "", 0)
+	begun = time.Now()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, self, "projections", "rebuild", "emails", "--json")
+	cmd.Env = append(os.Environ(), "POSTBOOK_DATA_DIR="+filepath.Join(b.dir, "data"))
+	said, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("rebuild: %w", err)
+	}
+	var done struct{ Seconds float64 }
+	if err := json.Unmarshal(said, &done); err != nil {
+		return err
+	}
+	b.tell("events projected, rebuilding", float64(events)/done.Seconds, "/s", "COPY", copyRate)
+	return nil
+}
+
+// atRest is the memory of the server once nothing happens any more.
+func (b *bench) atRest(ctx context.Context) error {
+	select {
+	case <-time.After(10 * time.Second):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	b.tell("memory of the server after all this", residentMB(int(benchPID.Load())), "MB", "", 0)
+	return nil
+}
+
+// residentMB is a process's resident memory.
+func residentMB(pid int) float64 {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for _, line := range strings.Split(string(data), "\n") {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kb, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+			return kb / 1024
+		}
+	}
+	return 0
+}
+
+type benchClient struct {
+	base, key string
+	http      *http.Client
+}
+
+type sent struct {
+	rate     float64
+	p50, p99 time.Duration
+}
+
+// send sends mails from some clients, several in each request.
+func (c *benchClient) send(ctx context.Context, mails, clients, each int) (sent, error) {
+	var next atomic.Int64
+	var mu sync.Mutex
+	var took []time.Duration
+	errs := make(chan error, clients)
+	begun := time.Now()
+	var all sync.WaitGroup
+	for range clients {
+		all.Go(func() {
+			for {
+				n := next.Add(int64(each))
+				if n > int64(mails) {
+					return
+				}
+				asked := time.Now()
+				if err := c.post(ctx, int(n), each); err != nil {
+					errs <- err
+					return
+				}
+				mu.Lock()
+				took = append(took, time.Since(asked))
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	total := time.Since(begun)
+	select {
+	case err := <-errs:
+		return sent{}, err
+	default:
+	}
+	slices.Sort(took)
+	return sent{float64(len(took)*each) / total.Seconds(), took[len(took)/2], took[len(took)*99/100]}, nil
+}
+
+// benchText is about as long as a receipt.
+var benchText = strings.Repeat("Thank you for your order. It is on its way, and you can follow it. ", 15)
+
+func (c *benchClient) post(ctx context.Context, n, each int) error {
+	path, body := "/emails", []byte(benchMail(n))
+	if each > 1 {
+		path = "/emails/batch"
+		list := make([]string, each)
+		for i := range list {
+			list[i] = benchMail(n + i)
+		}
+		body = []byte("[" + strings.Join(list, ",") + "]")
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+c.key)
+	req.Header.Set("Content-Type", "application/json")
+	res, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %w", answer, errors.Join(err, errors.New(res.Status)))
+	}
+	return nil
+}
+
+func benchMail(n int) string {
+	return fmt.Sprintf(`{"from":"Shop <shop@%s>","to":"customer%d@rcpt.test","subject":"Order %d","text":%q}`, devDomain, n, n, benchText)
+}
+
+// benchSink takes mail and counts it, with as little work as possible.
+type benchSink struct {
+	listener net.Listener
+	gate     sync.RWMutex
+	taken    atomic.Int64
+}
+
+func startSink() (*benchSink, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	s := &benchSink{listener: listener}
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go s.session(c)
+		}
+	}()
+	return s, nil
+}
+
+func (s *benchSink) addr() string { return s.listener.Addr().String() }
+func (s *benchSink) close()       { _ = s.listener.Close() }
+func (s *benchSink) hold()        { s.gate.Lock() }
+
+// measure lets the mail in, and says how much came in a second once the first
+// tenth has.
+func (s *benchSink) measure(ctx context.Context, mails int) (float64, error) {
+	s.gate.Unlock()
+	wait := func(n int64) error {
+		for s.taken.Load() < n {
+			select {
+			case <-time.After(time.Millisecond):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	}
+	first := int64(mails / 10)
+	if err := wait(first); err != nil {
+		return 0, err
+	}
+	begun := time.Now()
+	if err := wait(int64(mails)); err != nil {
+		return 0, err
+	}
+	return float64(int64(mails)-first) / time.Since(begun).Seconds(), nil
+}
+
+func (s *benchSink) session(c net.Conn) {
+	defer c.Close()
+	s.gate.RLock()
+	s.gate.RUnlock() //nolint:staticcheck // passing the gate is all
+	buf := make([]byte, 64<<10)
+	say := func(text string) bool { _, err := c.Write([]byte(text)); return err == nil }
+	if !say("220 sink\r\n") {
+		return
+	}
+	var have []byte
+	data := false
+	for {
+		n, err := c.Read(buf)
+		if err != nil {
+			return
+		}
+		have = append(have, buf[:n]...)
+		var answer []byte
+		for {
+			if data {
+				end := bytes.Index(have, []byte("\r\n.\r\n"))
+				if end < 0 {
+					break
+				}
+				have, data = have[end+5:], false
+				s.taken.Add(1)
+				answer = append(answer, "250 2.0.0 taken\r\n"...)
+				continue
+			}
+			end := bytes.IndexByte(have, '\n')
+			if end < 0 {
+				break
+			}
+			verb := strings.ToUpper(string(have[:min(end, 4)]))
+			have = have[end+1:]
+			switch verb {
+			case "EHLO":
+				answer = append(answer, "250-sink\r\n250 PIPELINING\r\n"...)
+			case "DATA":
+				data = true
+				answer = append(answer, "354 go on\r\n"...)
+			case "QUIT":
+				say("221 bye\r\n")
+				return
+			default:
+				answer = append(answer, "250 2.0.0 ok\r\n"...)
+			}
+		}
+		if len(answer) > 0 && !say(string(answer)) {
+			return
+		}
+	}
+}
