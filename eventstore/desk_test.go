@@ -12,16 +12,15 @@ import (
 )
 
 // serve answers on a subject until the test ends.
-func serve(t *testing.T, s *Store, subject string, answer func(context.Context, []byte) ([]byte, error)) (stop func()) {
+func serve(t *testing.T, s *Store, subject string, answer func(context.Context, []byte) ([]byte, error)) func() {
 	t.Helper()
 	stop, err := s.Serve(t.Context(), subject, answer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var once sync.Once
-	stopOnce := func() { once.Do(stop) }
-	t.Cleanup(stopOnce)
-	return stopOnce
+	stop = sync.OnceFunc(stop)
+	t.Cleanup(stop)
+	return stop
 }
 
 func TestDesk(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,7 +26,7 @@ const (
 
 // SubscriberConfig says how a group of workers shares a log.
 type SubscriberConfig struct {
-	Group    string        // whose members share the messages, and whose place in the log is kept
+	Group    string        // whose members share the messages of a topic, and whose place in it is kept
 	InFlight int           // messages that are worked on at once; 0 is 16
 	AckWait  time.Duration // a member that is silent for so long has died; 0 is 30 s
 	Backoff  time.Duration // before a message that failed comes again; doubled each time, at most a minute; 0 is 1 s
@@ -77,7 +78,7 @@ func (u *Subscriber) consumer(ctx context.Context, topic string) (jetstream.Cons
 		return nil, err
 	}
 	consumer, err := stream.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable:       u.cfg.Group,
+		Durable:       durable(u.cfg.Group, filter),
 		FilterSubject: filter,
 		AckPolicy:     jetstream.AckExplicitPolicy,
 		AckWait:       u.cfg.AckWait,
@@ -88,6 +89,14 @@ func (u *Subscriber) consumer(ctx context.Context, topic string) (jetstream.Cons
 		return nil, fmt.Errorf("eventstore: subscribe to %s: %w: %w", topic, ErrUnavailable, err)
 	}
 	return consumer, nil
+}
+
+// durable names a group's place under a filter. A group that shared one place
+// between two filters would keep the later one's messages only.
+func durable(group, filter string) string {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(filter))
+	return fmt.Sprintf("%s-%08x", group, h.Sum32())
 }
 
 // Subscribe hands over messages until ctx ends or Close is called.
@@ -113,7 +122,7 @@ func (u *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		case <-ctx.Done():
 		}
 		cancel()
-		iter.Stop()
+		iter.Drain() // what has arrived is given back, rather than held until AckWait is over
 	})
 	u.running.Go(func() {
 		defer close(out)
