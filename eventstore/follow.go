@@ -32,7 +32,7 @@ func (s *Store) Follow(ctx context.Context, f Following, apply func(context.Cont
 	if f.StopAt > 0 && f.StopAt <= f.After {
 		return nil
 	}
-	consumer, err := s.js.OrderedConsumer(ctx, f.Log, jetstream.OrderedConsumerConfig{
+	consumer, err := s.links[followLink].js.OrderedConsumer(ctx, f.Log, jetstream.OrderedConsumerConfig{
 		FilterSubjects: f.Subjects,
 		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
 		OptStartSeq:    f.After + 1,

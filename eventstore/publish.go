@@ -30,7 +30,7 @@ func (s *Store) publish(ctx context.Context, durable bool, msgs ...*nats.Msg) []
 	}
 	if len(msgs) == 1 {
 		bounded, cancel := context.WithTimeout(ctx, ackTimeout)
-		ack, err := s.js.PublishMsg(bounded, msgs[0])
+		ack, err := s.writer(msgs[0].Subject).PublishMsg(bounded, msgs[0])
 		cancel()
 		out[0] = answer(ack, err)
 	} else {
@@ -45,7 +45,7 @@ func (s *Store) publish(ctx context.Context, durable bool, msgs ...*nats.Msg) []
 func (s *Store) publishMany(ctx context.Context, out []published, msgs []*nats.Msg) {
 	futures := make([]jetstream.PubAckFuture, len(msgs))
 	for i, m := range msgs {
-		f, err := s.js.PublishMsgAsync(m)
+		f, err := s.writer(m.Subject).PublishMsgAsync(m)
 		if err != nil {
 			out[i] = answer(nil, err)
 			continue

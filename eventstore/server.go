@@ -24,9 +24,12 @@ import (
 const (
 	serverUser = "postbook"
 
-	// syncInterval is how long the server itself lets a written message wait
-	// for the disk, whether or not somebody waits for it.
+	// syncInterval is how long the server itself lets a written message wait for
+	// the disk, when nobody waits for it. relaxedSync is that of a log whose
+	// writers wait, so that the server's own syncs do not slow theirs: what is
+	// left to it are records of customers' requests.
 	syncInterval = 20 * time.Millisecond
+	relaxedSync  = 250 * time.Millisecond
 
 	// maxMessage bounds one message, in bytes: the server's own default.
 	maxMessage = 1 << 20
@@ -68,6 +71,10 @@ func (e *embedded) start(c Config) (err error) {
 	if err != nil {
 		return fmt.Errorf("eventstore: hash the server's password: %w", err)
 	}
+	interval := syncInterval
+	if c.Durability == Fsync {
+		interval = relaxedSync
+	}
 	port := c.Port
 	if port == 0 {
 		port = server.RANDOM_PORT
@@ -85,7 +92,7 @@ func (e *embedded) start(c Config) (err error) {
 		StoreDir:               c.Dir,
 		JetStreamMaxMemory:     64 << 20,
 		JetStreamMaxStore:      1 << 60, // the disk is the limit
-		SyncInterval:           syncInterval,
+		SyncInterval:           interval,
 	})
 	if err != nil {
 		return fmt.Errorf("eventstore: configure the embedded server: %w", err)

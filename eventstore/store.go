@@ -14,6 +14,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -93,9 +94,10 @@ const ackTimeout = 10 * time.Second
 // Store is an open log. Its methods may be called from many goroutines.
 type Store struct {
 	cfg     Config
-	nc      *nats.Conn
-	js      jetstream.JetStream
-	local   *embedded // nil when the log is elsewhere
+	links   [links]link
+	nc      *nats.Conn          // of askLink
+	js      jetstream.JetStream // of askLink
+	local   *embedded           // nil when the log is elsewhere
 	url     string
 	streams sync.Map // name → jetstream.Stream
 
@@ -144,18 +146,14 @@ func (s *Store) open(ctx context.Context) (err error) {
 			return err
 		}
 		s.url = s.local.url()
-		options = append(options, nats.InProcessServer(s.local.server), nats.UserInfo(serverUser, s.local.password))
+		options = append(options, nats.UserInfo(serverUser, s.local.password))
 	}
-	if s.nc, err = nats.Connect(s.url, options...); err != nil {
-		return fmt.Errorf("eventstore: connect: %w: %w", ErrUnavailable, err)
+	for i := range s.links {
+		if s.links[i], err = connect(s.url, options); err != nil {
+			return err
+		}
 	}
-	s.js, err = jetstream.New(s.nc,
-		jetstream.WithPublishAsyncMaxPending(1<<16),
-		jetstream.WithPublishAsyncTimeout(ackTimeout),
-		jetstream.WithDefaultTimeout(ackTimeout))
-	if err != nil {
-		return fmt.Errorf("eventstore: connect: %w", err)
-	}
+	s.nc, s.js = s.links[0].nc, s.links[0].js
 	if err := s.createStreams(ctx); err != nil {
 		return err
 	}
@@ -182,6 +180,50 @@ func (s *Store) startSyncing(streams ...string) error {
 	return nil
 }
 
+// A link is one connection. What is read in bulk, what is asked, and what is
+// written have their own, so that an answer which somebody waits for does not
+// stand in line behind a thousand entries for a read model.
+type link struct {
+	nc *nats.Conn
+	js jetstream.JetStream
+}
+
+// The links: one to ask and answer, one to follow logs, the others to write.
+const (
+	askLink = iota
+	followLink
+	firstWriteLink
+	links = firstWriteLink + 4
+)
+
+func connect(url string, options []nats.Option) (link, error) {
+	nc, err := nats.Connect(url, options...)
+	if err != nil {
+		return link{}, fmt.Errorf("eventstore: connect: %w: %w", ErrUnavailable, err)
+	}
+	js, err := jetstream.New(nc,
+		jetstream.WithPublishAsyncMaxPending(1<<16),
+		jetstream.WithPublishAsyncTimeout(ackTimeout),
+		jetstream.WithDefaultTimeout(ackTimeout))
+	if err != nil {
+		return link{nc: nc}, fmt.Errorf("eventstore: connect: %w", err)
+	}
+	return link{nc, js}, nil
+}
+
+// writer is the link that what belongs to a subject is written through. Subjects
+// of one stream share one, which keeps their order.
+func (s *Store) writer(subject string) jetstream.JetStream {
+	first, rest, _ := strings.Cut(subject, ".")
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(first))
+	if first == "mail" {
+		partition, _, _ := strings.Cut(rest, ".")
+		_, _ = h.Write([]byte(partition))
+	}
+	return s.links[firstWriteLink+h.Sum32()%(links-firstWriteLink)].js
+}
+
 // Close ends all work and shuts the embedded server down. What has been
 // acknowledged stays.
 func (s *Store) Close() error {
@@ -190,8 +232,10 @@ func (s *Store) Close() error {
 		y.close()
 	}
 	s.syncing.Unlock()
-	if s.nc != nil {
-		s.nc.Close()
+	for _, l := range s.links {
+		if l.nc != nil {
+			l.nc.Close()
+		}
 	}
 	if s.local != nil {
 		return s.local.close()
