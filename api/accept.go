@@ -29,15 +29,15 @@ const (
 // events that point to it, wait for the disk at the same time, because an event
 // without its content is one that was never acknowledged to anybody.
 //
-// The nth refusal belongs to the nth draft. An error means that nothing was
-// promised.
-func (a *API) accept(ctx context.Context, r *request, ids []uuid.UUID, drafts []draft, once string) (refusals []error, err error) {
+// The nth refusal belongs to the nth draft; with allOrNone the first refusal is
+// the error. An error means that nothing was promised.
+func (a *API) accept(ctx context.Context, r *request, ids []uuid.UUID, drafts []draft, once string, allOrNone bool) (refusals []error, err error) {
 	refusals = make([]error, len(drafts))
 	var commits []eventstore.Commit
 	var blobs [][]byte
 	for i, d := range drafts {
 		commit, blob, err := a.prepare(ctx, r, ids[i], d, once)
-		if domain.Refused(err) != nil {
+		if domain.Refused(err) != nil && !allOrNone {
 			refusals[i] = err
 			continue
 		}

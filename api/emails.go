@@ -38,11 +38,7 @@ func (a *API) sendEmail(ctx context.Context, r *request) (answer, error) {
 		return answer{}, err
 	}
 	if !o.repeated {
-		var refusals []error
-		refusals, err = a.accept(ctx, r, o.claim.IDs, []draft{d}, o.claim.Key)
-		if err == nil {
-			err = refusals[0]
-		}
+		_, err = a.accept(ctx, r, o.claim.IDs, []draft{d}, o.claim.Key, true)
 		a.finish(ctx, o, err)
 		if err != nil {
 			return answer{}, err
@@ -109,7 +105,8 @@ func (a *API) sendBatch(ctx context.Context, r *request) (answer, error) {
 	}
 	var refusals []error
 	if !o.repeated && len(drafts) > 0 {
-		refusals, err = a.acceptBatch(ctx, r, o, drafts, permissive)
+		refusals, err = a.accept(ctx, r, o.claim.IDs, drafts, o.claim.Key, !permissive)
+		a.finish(ctx, o, err)
 		if err != nil {
 			return answer{}, err
 		}
@@ -122,23 +119,6 @@ func (a *API) sendBatch(ctx context.Context, r *request) (answer, error) {
 		body.Data = append(body.Data, idBody{id.String()})
 	}
 	return answer{status: http.StatusOK, body: body, wrote: true}, nil
-}
-
-// acceptBatch accepts all drafts, or in permissive mode those that are not
-// refused. In strict mode the decisions are all made before the first is
-// appended.
-func (a *API) acceptBatch(ctx context.Context, r *request, o once, drafts []draft, permissive bool) ([]error, error) {
-	if !permissive {
-		for i, d := range drafts {
-			if _, _, err := a.prepare(ctx, r, o.claim.IDs[i], draft{from: d.from, recipients: d.recipients[:1], due: d.due}, ""); err != nil {
-				a.finish(ctx, o, err)
-				return nil, err
-			}
-		}
-	}
-	refusals, err := a.accept(ctx, r, o.claim.IDs, drafts, o.claim.Key)
-	a.finish(ctx, o, err)
-	return refusals, err
 }
 
 // emailBody is an email as the contract shows it. A list leaves the last four

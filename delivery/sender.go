@@ -26,7 +26,7 @@ type Config struct {
 	AllowPrivate bool      // also connect to loopback and private addresses, for tests
 	TLS          *tls.Config
 
-	MaxConnsPerHost    int           // 0 is 20
+	MaxConnsPerHost    int           // 0 is 20, or 100 with Relay or Fixed
 	MaxMessagesPerConn int           // 0 is 100
 	IdleTimeout        time.Duration // of a connection that waits for its next message; 0 is 10 s
 	Timeouts           Timeouts
@@ -79,6 +79,9 @@ func NewSender(c Config) (*Sender, error) {
 	}
 	if c.MaxConnsPerHost == 0 {
 		c.MaxConnsPerHost = 20
+		if c.Relay != nil || c.Fixed != "" {
+			c.MaxConnsPerHost = 100 // all mail goes there, and whoever runs it is ours
+		}
 	}
 	if c.MaxMessagesPerConn == 0 {
 		c.MaxMessagesPerConn = 100

@@ -28,10 +28,12 @@ func NewRunner(pool *pgxpool.Pool, store *eventstore.Store, log *slog.Logger, mo
 	return &Runner{pool, store, log, models}
 }
 
-// How entries are put together: what has arrived, and while building from far
-// behind this many.
+// How entries are put together: what arrives within linger, and at most
+// maxBatch. Without a little patience each email under load would have several
+// transactions of its own.
 const (
 	maxBatch   = 4000
+	linger     = 10 * time.Millisecond
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 5 * time.Second
 )
@@ -97,7 +99,7 @@ func (r *Runner) follow(ctx context.Context, m Model, log string, stopAt uint64,
 	if err != nil {
 		return err
 	}
-	f := eventstore.Following{Log: log, After: at, MaxBatch: maxBatch, StopAt: stopAt}
+	f := eventstore.Following{Log: log, After: at, MaxBatch: maxBatch, Linger: linger, StopAt: stopAt}
 	return r.store.Follow(ctx, f, func(ctx context.Context, entries []eventstore.Entry) error {
 		if err := r.apply(ctx, m, log, at, entries); err != nil {
 			return err

@@ -88,7 +88,7 @@ func NewDispatcher(c Config) *Dispatcher {
 	return &Dispatcher{
 		Config:  c,
 		slots:   make(chan struct{}, c.Concurrency),
-		signing: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		signing: make(chan struct{}, runtime.NumCPU()),
 		signers: &signers{held: map[string]*delivery.Signer{}},
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -60,15 +61,30 @@ type server struct {
 	closers []func(context.Context) error
 }
 
-// memoryLimit keeps the embedded log from filling the memory with blocks that it
-// has read: the collector works harder instead.
-const memoryLimit = 512 << 20
+// The collector is told to work less often than it would with so small a heap, and
+// to work harder before the memory is used up that a small machine can spare.
+const (
+	memoryLimit = 384 << 20 // bytes
+	gcPercent   = 300
+)
+
+// syncing is how many processors more than the machine has the scheduler is told
+// of. A goroutine that waits for the disk in a system call keeps its processor
+// until the scheduler notices, and on two cores two of them would stop everybody
+// else: answers took ten times as long.
+const syncing = 4
 
 // start brings everything up that serving needs. After an error, and at the end,
 // stop takes it down.
 func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.NumCPU() + syncing)
 	}
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
