@@ -30,7 +30,7 @@ test-race: need-test ## Run all tests with the race detector
 
 .PHONY: test-long
 test-long: need-test ## Run the suites that take long: 100 kills under load, among others
-	POSTBOOK_TEST_LONG=1 go test -json -timeout 60m ./cmd/postbook | go run ./internal/testcount
+	POSTBOOK_TEST_LONG=1 go test -json -tags conformance -timeout 60m ./cmd/postbook ./eventstore | go run ./internal/testcount
 
 .PHONY: fuzz
 fuzz: ## Fuzz each parser for 30 seconds
