@@ -55,7 +55,7 @@ func (a *API) accept(ctx context.Context, r *request, ids []uuid.UUID, drafts []
 	}
 	for i, ref := range refs {
 		// What was decided on is unchanged; now it is known where the store put it.
-		accepted := commits[i].Events[0].(email.Accepted)
+		accepted := commits[i].Events[0].(email.Accepted) //nolint:errcheck // prepare puts it first
 		accepted.Content = ref
 		commits[i].Events[0] = accepted
 	}
@@ -105,7 +105,7 @@ func (a *API) prepare(ctx context.Context, r *request, id uuid.UUID, d draft, on
 	if err != nil {
 		return eventstore.Commit{}, nil, err
 	}
-	accepted := events[0].(email.Accepted)
+	accepted := events[0].(email.Accepted) //nolint:errcheck // the decider puts it first
 	content, err := a.seal(ctx, r.by.Account, id.String(), d, &accepted)
 	if err != nil {
 		return eventstore.Commit{}, nil, fmt.Errorf("seal %s: %w", of, err)

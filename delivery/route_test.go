@@ -147,7 +147,10 @@ func TestPrivateAddressesAreRefused(t *testing.T) {
 
 func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
 	for _, c := range []Config{
-		{}, {Hostname: "not a host"}, {Hostname: "a..b"}, {Hostname: "x\r\nMAIL"},
+		{},
+		{Hostname: "not a host"},
+		{Hostname: "a..b"},
+		{Hostname: "x\r\nMAIL"},
 		relay(t, "http", "", "127.0.0.1:25"), relay(t, "smtp", "", ""),
 	} {
 		if _, err := NewSender(c); err == nil {

@@ -400,8 +400,14 @@ func TestEnvelopesThatWouldBeCommandsAreRefused(t *testing.T) {
 	srv := serve(t, "", manners{}.speak)
 	s := newSender(t, relay(t, "smtp", "", srv.addr))
 	for _, env := range []Envelope{
-		{"a@acme.test", "b@rcpt.test>\r\nRCPT TO:<c@rcpt.test", false}, {"a@acme.test> X=Y", "b@rcpt.test", false}, {"a@acme.test\n", "b@rcpt.test", false},
-		{"a@acme.test", "b@rcpt.test\x00", false}, {"a@acme.test", "b c@rcpt.test", false}, {"a@acme.test", "b", false}, {"a@acme.test", "", false}, {"a@acme.test", "b@", false},
+		{"a@acme.test", "b@rcpt.test>\r\nRCPT TO:<c@rcpt.test", false},
+		{"a@acme.test> X=Y", "b@rcpt.test", false},
+		{"a@acme.test\n", "b@rcpt.test", false},
+		{"a@acme.test", "b@rcpt.test\x00", false},
+		{"a@acme.test", "b c@rcpt.test", false},
+		{"a@acme.test", "b", false},
+		{"a@acme.test", "", false},
+		{"a@acme.test", "b@", false},
 	} {
 		if got := sendTo(t, s, env); got.Outcome != Bounced || got.Enhanced != "5.1.3" {
 			t.Errorf("%+q: %+v", env.From+" "+env.To, got)

@@ -28,19 +28,19 @@ func (s *Store) Before(ctx context.Context, log string, t time.Time) (uint64, er
 		return 0, err
 	}
 	var failed error
-	n := int(stats.Last - stats.First + 1) //nolint:gosec // a log holds fewer than 2^63 entries
+	n := int(stats.Last - stats.First + 1)
 	after := sort.Search(n, func(i int) bool {
 		if failed != nil {
 			return true
 		}
-		e, err := s.Read(ctx, log, stats.First+uint64(i)) //nolint:gosec // i is not negative
+		e, err := s.Read(ctx, log, stats.First+uint64(i))
 		if errors.Is(err, ErrNoEntry) {
 			return false // it has expired, so it is older than what is still there
 		}
 		failed = err
 		return err != nil || !e.Time.Before(t)
 	})
-	return stats.First + uint64(after) - 1, failed //nolint:gosec // after is not negative
+	return stats.First + uint64(after) - 1, failed
 }
 
 // Stats says how much a log holds.

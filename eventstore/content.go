@@ -63,7 +63,7 @@ func pack(blobs [][]byte) ([]domain.ContentRef, []*nats.Msg) {
 			}
 			m := msgs[len(msgs)-1]
 			n := min(len(rest), maxContent-len(m.Data))
-			refs[i].Parts = append(refs[i].Parts, domain.ContentPart{Seq: uint64(len(msgs) - 1), Off: len(m.Data), Len: n}) //nolint:gosec // there is one
+			refs[i].Parts = append(refs[i].Parts, domain.ContentPart{Seq: uint64(len(msgs) - 1), Off: len(m.Data), Len: n})
 			m.Data = append(m.Data, rest[:n]...)
 			if rest = rest[n:]; len(rest) == 0 {
 				break

@@ -466,8 +466,11 @@ func TestFollow(t *testing.T) {
 	seqs := appendKeys(t, s, 50)
 
 	for _, f := range []Following{
-		{After: 0, StopAt: 50}, {After: 20, StopAt: 50, MaxBatch: 7}, {After: 49, StopAt: 50},
-		{After: 0, StopAt: 50, MaxBatch: 1}, {After: 10, StopAt: 30, MaxBatch: 5, Linger: 50 * time.Millisecond},
+		{After: 0, StopAt: 50},
+		{After: 20, StopAt: 50, MaxBatch: 7},
+		{After: 49, StopAt: 50},
+		{After: 0, StopAt: 50, MaxBatch: 1},
+		{After: 10, StopAt: 30, MaxBatch: 5, Linger: 50 * time.Millisecond},
 	} {
 		f.Log = Ledger
 		var got []uint64

@@ -136,7 +136,7 @@ func LedgerSubject(kind string) string {
 // stream is the handle of a log, without a round trip for those known.
 func (s *Store) stream(ctx context.Context, log string) (jetstream.Stream, error) {
 	if held, ok := s.streams.Load(log); ok {
-		return held.(jetstream.Stream), nil
+		return held.(jetstream.Stream), nil //nolint:errcheck // the map holds nothing else
 	}
 	if !isToken(log) {
 		return nil, fmt.Errorf("eventstore: there is no log called %q: %w", log, ErrNoEntry)

@@ -121,7 +121,7 @@ func (k *keyset) marshal() []byte {
 	b = append(append(b, k.index...), k.mac...)
 	for _, c := range classes {
 		nodes := k.trees[c]
-		b = binary.BigEndian.AppendUint32(b, uint32(len(nodes))) //nolint:gosec // a few nodes for each erasure
+		b = binary.BigEndian.AppendUint32(b, uint32(len(nodes)))
 		for _, n := range nodes {
 			b = binary.BigEndian.AppendUint64(b, n.prefix)
 			b = append(append(b, n.depth), n.seed[:]...)

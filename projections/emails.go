@@ -115,7 +115,7 @@ func writeEmails(ctx context.Context, tx pgx.Tx, log string, order []string, cha
 			continue
 		}
 		ids, lasts, scheduled = append(ids, id), append(lasts, c.last), append(scheduled, c.scheduled)
-		seqs = append(seqs, int64(c.seq)) //nolint:gosec // a log holds fewer than 2^63 entries
+		seqs = append(seqs, int64(c.seq))
 	}
 	if len(fresh) > 0 {
 		columns := []string{"id", "account_id", "created_at", "sender_id", "message_id", "envelope", "content", "last_event", "scheduled_at", "log", "last_seq"}
@@ -124,7 +124,7 @@ func writeEmails(ctx context.Context, tx pgx.Tx, log string, order []string, cha
 			content, err := json.Marshal(c.accepted.Content)
 			return []any{
 				fresh[i], c.account, c.created, c.accepted.Sender, c.accepted.MessageID, []byte(c.accepted.Envelope),
-				content, c.last, c.scheduled, log, int64(c.seq), //nolint:gosec // as above
+				content, c.last, c.scheduled, log, int64(c.seq),
 			}, err
 		}))
 		if err != nil {

@@ -175,7 +175,6 @@ func (c *Console) member(route string, show func(context.Context, *visit) (view,
 		v.account, _ = c.Directory.Account(person.Account)
 		ctx := domain.Within(r.Context(), v.by)
 		out, err := show(ctx, v)
-		status := http.StatusOK
 		if err == nil {
 			err = c.record(ctx, v, route, out, begun)
 		}
@@ -183,7 +182,6 @@ func (c *Console) member(route string, show func(context.Context, *visit) (view,
 			var told problemError
 			switch {
 			case errors.As(err, &told):
-				status = told.status
 			case errors.Is(err, projections.ErrUnavailable), errors.Is(err, eventstore.ErrUnavailable):
 				told = problemError{http.StatusServiceUnavailable, "The platform cannot be read at the moment. Mail is not affected: it is accepted and sent."}
 			default:
@@ -193,7 +191,7 @@ func (c *Console) member(route string, show func(context.Context, *visit) (view,
 			c.problem(w, r, told.status, told.text)
 			return
 		}
-		c.render(w, v, status, out)
+		c.render(w, v, http.StatusOK, out)
 	}
 }
 

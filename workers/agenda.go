@@ -109,6 +109,7 @@ func (h *byTime) Push(x any) {
 	m.place = len(*h)
 	*h = append(*h, m)
 }
+
 func (h *byTime) Pop() any {
 	old := *h
 	m := old[len(old)-1]

@@ -132,7 +132,7 @@ func (c *check) entry(e eventstore.Entry) {
 
 // ends complains about a recipient that ends twice.
 func (c *check) ends(id string, m *checked, e email.Event) {
-	recipient := -1
+	var recipient int
 	switch e := e.(type) {
 	case email.Delivered:
 		recipient = e.Recipient

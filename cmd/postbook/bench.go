@@ -137,7 +137,7 @@ func (b *bench) rawAppends() (float64, error) {
 		if _, err := f.Write(entry); err != nil {
 			return 0, err
 		}
-		if err := syscall.Fdatasync(int(f.Fd())); err != nil { //nolint:gosec // a descriptor is small
+		if err := syscall.Fdatasync(int(f.Fd())); err != nil {
 			return 0, err
 		}
 		n++
@@ -346,7 +346,6 @@ func (b *bench) projections(ctx context.Context, facts devFacts) error {
 	}
 	copyRate := float64(len(copied)) / time.Since(begun).Seconds()
 	b.tell("limit: COPY of the emails' rows", copyRate, "rows/s", "", 0)
-	begun = time.Now()
 	self, err := os.Executable()
 	if err != nil {
 		return err

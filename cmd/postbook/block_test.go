@@ -38,7 +38,7 @@ func TestBlockHolds(t *testing.T) {
 		scheduled = append(scheduled, i.ask("POST", "/emails", with(hello("later@rcpt.test"), "scheduled_at", time.Now().Add(time.Second))).id(t))
 	}
 
-	ada, grace := "Bearer "+i.staff(0), "Bearer "+i.staff(1)
+	ada := "Bearer " + i.staff(0)
 	r := i.ask("POST", account+"/block", map[string]string{"policy": "spam", "evidence": "412 complaints in 10,000 mails", "reason": "complaints"}, "Authorization", ada)
 	if r.status != 200 || !strings.Contains(string(r.body), `"settled":true`) {
 		t.Fatalf("block: %s", r)
@@ -70,7 +70,7 @@ func TestBlockHolds(t *testing.T) {
 	}
 	testenv.Eventually(t, 20*time.Second, func() error { return i.onRecord(t, refused) })
 
-	ada, grace = "Bearer "+i.staff(0), "Bearer "+i.staff(1)
+	grace := "Bearer " + i.staff(1)
 	var request struct{ Request string }
 	i.ask("POST", account+"/unblock-requests", map[string]string{"reason": "the list has been cleaned"}, "Authorization", ada).decode(t, &request)
 	if r := i.ask("POST", account+"/unblock", map[string]string{"request": request.Request, "reason": "I agree with myself"}, "Authorization", ada); r.status != 403 {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -10,8 +11,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"context"
 
 	"postbook.dev/postbook/domain/catalogue"
 	"postbook.dev/postbook/domain/email"

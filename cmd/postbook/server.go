@@ -358,7 +358,7 @@ func (s *server) run(ctx context.Context, ready func(context.Context) error) err
 	}
 	err = group.Wait()
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // somebody asked for it
 	}
 	return err
 }

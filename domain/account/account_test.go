@@ -52,16 +52,24 @@ func TestAccount(t *testing.T) {
 		{Name: "can be asked to be unblocked", Given: []account.Event{open, blocked}, When: account.RequestUnblock{staff(ada, "the list was cleaned")}, Then: []account.Event{asked}},
 		{Name: "cannot be asked for when it is not blocked", Given: []account.Event{open}, When: account.RequestUnblock{staff(ada, "x")}, Refused: domain.WrongState},
 		{Name: "was asked for by the same person already", Given: []account.Event{open, blocked, asked}, When: account.RequestUnblock{staff(ada, "again")}},
-		{Name: "is unblocked by two", Given: []account.Event{open, blocked, asked}, When: account.Unblock{staff(grace, "I looked", asked.Approval())},
-			Then: []account.Event{account.Unblocked{Request: request, AskedBy: ada, AskedWhy: "the list was cleaned", ApprovedBy: grace}}},
+		{
+			Name: "is unblocked by two", Given: []account.Event{open, blocked, asked}, When: account.Unblock{staff(grace, "I looked", asked.Approval())},
+			Then: []account.Event{account.Unblocked{Request: request, AskedBy: ada, AskedWhy: "the list was cleaned", ApprovedBy: grace}},
+		},
 		{Name: "is not unblocked by one", Given: []account.Event{open, blocked, asked}, When: account.Unblock{staff(ada, "I agree with myself", asked.Approval())}, Refused: domain.Forbidden},
 		{Name: "is not unblocked without a request", Given: []account.Event{open, blocked}, When: account.Unblock{staff(grace, "x", asked.Approval())}, Refused: domain.WrongState},
-		{Name: "is not unblocked by an approval of another request", Given: []account.Event{open, blocked, asked},
-			When: account.Unblock{staff(grace, "x", domain.Approval{Actor: ada, Event: uuid.New(), At: now})}, Refused: domain.Forbidden},
-		{Name: "is not unblocked by a request from before another block", Given: []account.Event{open, blocked, asked, account.Blocked{Policy: "phishing", Evidence: "a page"}},
-			When: account.Unblock{staff(grace, "x", asked.Approval())}, Refused: domain.WrongState},
-		{Name: "is not unblocked by a request of yesterday", Given: []account.Event{open, blocked, account.UnblockRequested{Request: request, By: ada, At: now.Add(-account.RequestMaxAge), Reason: "x"}},
-			When: account.Unblock{staff(grace, "x", asked.Approval())}, Refused: domain.WrongState},
+		{
+			Name: "is not unblocked by an approval of another request", Given: []account.Event{open, blocked, asked},
+			When: account.Unblock{staff(grace, "x", domain.Approval{Actor: ada, Event: uuid.New(), At: now})}, Refused: domain.Forbidden,
+		},
+		{
+			Name: "is not unblocked by a request from before another block", Given: []account.Event{open, blocked, asked, account.Blocked{Policy: "phishing", Evidence: "a page"}},
+			When: account.Unblock{staff(grace, "x", asked.Approval())}, Refused: domain.WrongState,
+		},
+		{
+			Name: "is not unblocked by a request of yesterday", Given: []account.Event{open, blocked, account.UnblockRequested{Request: request, By: ada, At: now.Add(-account.RequestMaxAge), Reason: "x"}},
+			When: account.Unblock{staff(grace, "x", asked.Approval())}, Refused: domain.WrongState,
+		},
 		{Name: "has its request withdrawn", Given: []account.Event{open, blocked, asked}, When: account.WithdrawRequest{staff(ada, "a mistake")}, Then: []account.Event{account.RequestWithdrawn{Request: request}}},
 		{Name: "has no request to withdraw", Given: []account.Event{open, blocked}, When: account.WithdrawRequest{staff(ada, "a mistake")}},
 	})

@@ -53,16 +53,20 @@ func TestEmail(t *testing.T) {
 	sent := []email.Event{accepted(), prepared, first}
 	domaintest.Tell(t, email.Decider, of, []domaintest.Story[email.Command, email.Event]{
 		{Name: "is accepted", When: accept, Then: []email.Event{accepted()}},
-		{Name: "is accepted for later", When: with(func(c *email.Accept) { c.Due = scheduled.Due }),
-			Then: []email.Event{func() email.Accepted { a := accepted(); a.Expires = scheduled.Expires; return a }(), scheduled}},
+		{
+			Name: "is accepted for later", When: with(func(c *email.Accept) { c.Due = scheduled.Due }),
+			Then: []email.Event{func() email.Accepted { a := accepted(); a.Expires = scheduled.Expires; return a }(), scheduled},
+		},
 		{Name: "is accepted already", Given: []email.Event{accepted()}, When: accept},
 		{Name: "of a blocked account is refused", When: with(func(c *email.Accept) { c.Blocked = "spam" }), Refused: domain.Blocked},
 		{Name: "from a domain that is not verified is refused", When: with(func(c *email.Accept) { c.CanSend = false }), Refused: domain.Unverified, Field: "from"},
 		{Name: "to nobody is refused", When: with(func(c *email.Accept) { c.Accepted.Recipients = nil }), Refused: domain.Missing, Field: "to"},
 		{Name: "to 51 is refused", When: with(func(c *email.Accept) { c.Accepted.Recipients = make([]email.Recipient, 51) }), Refused: domain.Invalid},
 		{Name: "for next year is refused", When: with(func(c *email.Accept) { c.Due = now.Add(email.MaxAhead + time.Second) }), Refused: domain.Invalid, Field: "scheduled_at"},
-		{Name: "is moved", Given: []email.Event{accepted(), scheduled}, When: email.Reschedule{customer(), now.Add(2 * time.Hour)},
-			Then: []email.Event{email.Scheduled{Due: now.Add(2 * time.Hour), Expires: now.Add(2*time.Hour + email.MaxAge)}}},
+		{
+			Name: "is moved", Given: []email.Event{accepted(), scheduled}, When: email.Reschedule{customer(), now.Add(2 * time.Hour)},
+			Then: []email.Event{email.Scheduled{Due: now.Add(2 * time.Hour), Expires: now.Add(2*time.Hour + email.MaxAge)}},
+		},
 		{Name: "is moved to where it is", Given: []email.Event{accepted(), scheduled}, When: email.Reschedule{customer(), scheduled.Due}},
 		{Name: "that was not scheduled is not moved", Given: []email.Event{accepted()}, When: email.Reschedule{customer(), now.Add(time.Hour)}, Refused: domain.WrongState},
 		{Name: "that has begun is not moved", Given: []email.Event{accepted(), scheduled, prepared, first}, When: email.Reschedule{customer(), now.Add(2 * time.Hour)}, Refused: domain.WrongState},
@@ -76,25 +80,35 @@ func TestEmail(t *testing.T) {
 		{Name: "is not started before its time", Given: []email.Event{accepted(), scheduled}, When: email.Start{Authority: system(), Prepared: &prepared, Recipients: []int{0}}, Refused: domain.WrongState},
 		{Name: "is not started twice", Given: sent, When: email.Start{Authority: system(), Recipients: []int{0}}, Refused: domain.WrongState},
 		{Name: "that was cancelled is not started", Given: []email.Event{accepted(), scheduled, email.Cancelled{}}, When: email.Start{Authority: systemAt(now.Add(2 * time.Hour)), Prepared: &prepared, Recipients: []int{0}}, Refused: domain.WrongState},
-		{Name: "is not sent to a suppressed recipient", Given: []email.Event{accepted()},
+		{
+			Name: "is not sent to a suppressed recipient", Given: []email.Event{accepted()},
 			When: email.Start{Authority: system(), Prepared: &prepared, Recipients: []int{1}, Suppressed: []email.Suppressed{{Recipient: 0, Reason: "previous_bounce"}}},
-			Then: []email.Event{email.Suppressed{Recipient: 0, Reason: "previous_bounce"}, prepared, email.Attempted{Attempt: 1, Recipients: []int{1}}}},
-		{Name: "is delivered to one and put off by another", Given: sent,
+			Then: []email.Event{email.Suppressed{Recipient: 0, Reason: "previous_bounce"}, prepared, email.Attempted{Attempt: 1, Recipients: []int{1}}},
+		},
+		{
+			Name: "is delivered to one and put off by another", Given: sent,
 			When: report(email.Outcome{Recipient: 0, Kind: email.WasDelivered, Reply: reply}, email.Outcome{Recipient: 1, Kind: email.WasDeferred, Next: now.Add(time.Minute), Reply: reply}),
-			Then: []email.Event{email.Delivered{0, 1, reply}, email.Deferred{1, 1, now.Add(time.Minute), reply}}},
+			Then: []email.Event{email.Delivered{0, 1, reply}, email.Deferred{1, 1, now.Add(time.Minute), reply}},
+		},
 		{Name: "bounces", Given: sent, When: report(email.Outcome{Recipient: 1, Kind: email.WasBounced, Reply: reply}), Then: []email.Event{email.Bounced{1, 1, reply}}},
 		{Name: "is of unknown outcome once", Given: sent, When: report(email.Outcome{Recipient: 0, Kind: email.WasUnknown, Next: now.Add(time.Minute)}), Then: []email.Event{email.Unresolved{0, 1, now.Add(time.Minute), email.Reply{}}}},
-		{Name: "has failed when it is of unknown outcome twice",
+		{
+			Name:  "has failed when it is of unknown outcome twice",
 			Given: append(sent, email.Unresolved{0, 1, now, email.Reply{}}, email.Attempted{Attempt: 2, Recipients: []int{0}}),
 			When:  email.Report{Authority: system(), Attempt: 2, Outcomes: []email.Outcome{{Recipient: 0, Kind: email.WasUnknown, Next: now}}},
-			Then:  []email.Event{email.Failed{0, 2, "The outcome of the last attempt is unknown, and a further one risks a duplicate."}}},
-		{Name: "that is put off beyond its time has bounced", Given: sent,
+			Then:  []email.Event{email.Failed{0, 2, "The outcome of the last attempt is unknown, and a further one risks a duplicate."}},
+		},
+		{
+			Name: "that is put off beyond its time has bounced", Given: sent,
 			When: report(email.Outcome{Recipient: 0, Kind: email.WasDeferred, Next: now.Add(email.MaxAge + time.Second), Reply: email.Reply{Phase: "rcpt", Code: 450, Enhanced: "4.2.0"}}),
-			Then: []email.Event{email.Bounced{0, 1, email.Reply{Phase: "rcpt", Code: 450, Enhanced: "5.4.7"}}}},
+			Then: []email.Event{email.Bounced{0, 1, email.Reply{Phase: "rcpt", Code: 450, Enhanced: "5.4.7"}}},
+		},
 		{Name: "is told an outcome of another attempt", Given: sent, When: email.Report{Authority: system(), Attempt: 2, Outcomes: []email.Outcome{{Recipient: 0}}}},
 		{Name: "is told an outcome twice", Given: append(sent, email.Delivered{0, 1, reply}), When: report(email.Outcome{Recipient: 0, Kind: email.WasBounced})},
-		{Name: "is given up", Given: []email.Event{accepted()}, When: email.Abandon{system(), "The domain is gone."},
-			Then: []email.Event{email.Failed{Recipient: 0, Reason: "The domain is gone."}, email.Failed{Recipient: 1, Reason: "The domain is gone."}}},
+		{
+			Name: "is given up", Given: []email.Event{accepted()}, When: email.Abandon{system(), "The domain is gone."},
+			Then: []email.Event{email.Failed{Recipient: 0, Reason: "The domain is gone."}, email.Failed{Recipient: 1, Reason: "The domain is gone."}},
+		},
 		{Name: "that is final is not given up", Given: append(sent, email.Delivered{0, 1, reply}, email.Bounced{1, 1, reply}), When: email.Abandon{system(), "x"}},
 	})
 }
@@ -139,7 +153,7 @@ func TestEachRecipientEndsOnce(t *testing.T) {
 			at = at.Add(time.Duration(rapid.IntRange(0, 300).Draw(t, "minutes")) * time.Minute)
 			state := email.Decider.Replay(events...)
 			outcome := func(i int) email.Outcome {
-				kind := email.OutcomeKind(rapid.IntRange(0, 3).Draw(t, "outcome")) //nolint:gosec // small
+				kind := email.OutcomeKind(rapid.IntRange(0, 3).Draw(t, "outcome"))
 				return email.Outcome{Recipient: i, Kind: kind, Next: at.Add(time.Hour)}
 			}
 			switch rapid.IntRange(0, 5).Draw(t, "command") {

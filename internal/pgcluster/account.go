@@ -42,7 +42,7 @@ func (a *account) apply(attr *syscall.SysProcAttr) {
 	if a == nil {
 		return
 	}
-	attr.Credential = &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)} //nolint:gosec // ids of the system
+	attr.Credential = &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)}
 	attr.AmbientCaps = []uintptr{capDACReadSearch}
 }
 

@@ -299,8 +299,10 @@ func (c *Cluster) URL(database, user string) string {
 	if err != nil {
 		password = "" // connecting says so
 	}
-	u := url.URL{Scheme: "postgres", User: url.UserPassword(user, password), Path: "/" + database,
-		RawQuery: url.Values{"host": {c.socket}, "sslmode": {"disable"}}.Encode()}
+	u := url.URL{
+		Scheme: "postgres", User: url.UserPassword(user, password), Path: "/" + database,
+		RawQuery: url.Values{"host": {c.socket}, "sslmode": {"disable"}}.Encode(),
+	}
 	return u.String()
 }
 
