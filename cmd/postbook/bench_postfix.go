@@ -88,7 +88,7 @@ func writePostfix(dir, addr, sink string) error {
 		}, "\n"),
 	}
 	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil { //nolint:gosec // Postfix's own accounts read it
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
