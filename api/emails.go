@@ -29,6 +29,11 @@ func (a *API) sendEmail(ctx context.Context, r *request) (answer, error) {
 	if err := a.decode(ctx, r, maxEmailBody, &m); err != nil {
 		return answer{}, err
 	}
+	return a.send(ctx, r, m)
+}
+
+// send accepts one email, however it came here.
+func (a *API) send(ctx context.Context, r *request, m sendRequest) (answer, error) {
 	d, err := a.draft(m, r.by.At, false)
 	if err != nil {
 		return answer{}, err

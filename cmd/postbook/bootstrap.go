@@ -61,8 +61,11 @@ func (s *server) bootstrap(ctx context.Context) (devFacts, error) {
 	facts := devFacts{
 		BaseURL: s.baseURL(), ConsoleURL: s.baseURL() + "/console/",
 		AccountID: k.AccountID, APIKey: k.APIKey, FromDomain: devDomain,
-		SMTP:    devSMTP{Addr: s.cfg.SMTPAddr, Username: "resend", Password: k.APIKey},
+		SMTP:    devSMTP{Username: "resend", Password: k.APIKey},
 		NATSURL: s.store.URL(), DatabaseURL: s.owner, Member: k.Member, Staff: k.Staff,
+	}
+	if s.smtp != nil {
+		facts.SMTP.Addr = s.smtp.Addr().String()
 	}
 	if s.inbox != nil {
 		facts.SMTPSandbox.Addr = s.inbox.Addr()

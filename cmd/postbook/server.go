@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/emersion/go-smtp"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
@@ -57,6 +58,7 @@ type server struct {
 	api       *api.API
 	console   *web.Console
 	listener  net.Listener
+	smtp      net.Listener // of SMTP submission; nil without the role api
 
 	closers []func(context.Context) error
 }
@@ -91,7 +93,7 @@ func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
 	}
 	s := &server{cfg: cfg, log: log, directory: directory.New()}
 	steps := []func(context.Context) error{
-		s.openLog, s.openKeys, s.openDatabase, s.openDelivery, s.openAPI, s.openConsole, s.listen,
+		s.openLog, s.openKeys, s.openDatabase, s.openDelivery, s.openAPI, s.openConsole, s.listen, s.listenSMTP,
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -322,6 +324,44 @@ func (s *server) listen(context.Context) error {
 	return nil
 }
 
+func (s *server) listenSMTP(context.Context) error {
+	if !s.cfg.runs(roleAPI) {
+		return nil
+	}
+	listener, err := net.Listen("tcp", s.cfg.SMTPAddr)
+	if err != nil {
+		return fmt.Errorf("listen for SMTP submission (POSTBOOK_SMTP_ADDR): %w", err)
+	}
+	s.smtp = listener
+	s.atEnd(func(context.Context) error {
+		if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
+	return nil
+}
+
+// serveSMTP takes submissions until ctx ends, and then lets those under way end.
+func (s *server) serveSMTP(ctx context.Context, group *errgroup.Group) {
+	srv := s.api.Submission(s.cfg.Hostname)
+	group.Go(func() error {
+		if err := srv.Serve(s.smtp); err != nil && !errors.Is(err, smtp.ErrServerClosed) {
+			return fmt.Errorf("serve SMTP: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		ending, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if srv.Shutdown(ending) != nil {
+			_ = srv.Close() // whoever is idle has to be told
+		}
+		return ctx.Err()
+	})
+}
+
 // baseURL is where the API answers.
 func (s *server) baseURL() string { return "http://" + s.listener.Addr().String() }
 
@@ -374,6 +414,9 @@ func (s *server) startRoles(ctx context.Context, group *errgroup.Group) error {
 	}
 	if s.cfg.runs(roleAPI) || s.cfg.runs(roleConsole) {
 		s.serveHTTP(ctx, group)
+	}
+	if s.smtp != nil {
+		s.serveSMTP(ctx, group)
 	}
 	return s.announce()
 }

@@ -1,0 +1,287 @@
+package api
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/emersion/go-message"
+	"github.com/emersion/go-message/mail"
+	"github.com/emersion/go-sasl"
+	"github.com/emersion/go-smtp"
+
+	"postbook.dev/postbook/domain"
+)
+
+// The limits of a submission. The contract's for an email hold as well.
+const (
+	smtpRecipients = 150 // 50 each in To, Cc and Bcc
+	smtpIdle       = 5 * time.Minute
+	smtpParts      = 1000 // of a message
+)
+
+// Submission is SMTP submission (RFC 6409): the user is called anything, the
+// password is an API key, and what comes is accepted like POST /emails. Keys are
+// taken in the clear, so it listens where nobody else can: on this machine, or
+// behind something that ends TLS.
+func (a *API) Submission(hostname string) *smtp.Server {
+	s := smtp.NewServer(smtp.BackendFunc(func(c *smtp.Conn) (smtp.Session, error) {
+		ip, _, _ := net.SplitHostPort(c.Conn().RemoteAddr().String())
+		return &submission{api: a, ip: ip, client: c.Hostname()}, nil
+	}))
+	s.Domain = hostname
+	s.AllowInsecureAuth = true
+	s.MaxMessageBytes = maxEmailBody
+	s.MaxRecipients = smtpRecipients
+	s.MaxLineLength = 4096
+	s.ReadTimeout, s.WriteTimeout = smtpIdle, smtpIdle
+	s.ErrorLog = slog.NewLogLogger(a.Log.Handler(), slog.LevelDebug)
+	return s
+}
+
+// submission is one session.
+type submission struct {
+	api        *API
+	ip, client string
+	token      string
+	failures   int
+	recipients []string
+}
+
+func reject(code int, enhanced smtp.EnhancedCode, text string) error {
+	return &smtp.SMTPError{Code: code, EnhancedCode: enhanced, Message: text}
+}
+
+// AuthMechanisms implements smtp.AuthSession.
+func (s *submission) AuthMechanisms() []string { return []string{sasl.Plain, sasl.Login} }
+
+// Auth implements smtp.AuthSession.
+func (s *submission) Auth(mechanism string) (sasl.Server, error) {
+	switch mechanism {
+	case sasl.Plain:
+		return sasl.NewPlainServer(func(_, _, password string) error { return s.signIn(password) }), nil
+	case sasl.Login:
+		return &loginServer{done: s.signIn}, nil
+	}
+	return nil, smtp.ErrAuthUnknownMechanism
+}
+
+func (s *submission) signIn(token string) error {
+	if s.failures >= 3 {
+		return reject(421, smtp.EnhancedCode{4, 7, 0}, "Too many wrong keys.")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	r := s.request(ctx, token, "")
+	if err := s.api.customer(sends)(ctx, http.Header{}, r); err != nil {
+		s.failures++
+		return s.refuse(ctx, r, err)
+	}
+	s.token = token
+	return nil
+}
+
+// request is what a submission looks like to the rest of the API.
+func (s *submission) request(ctx context.Context, token, idempotencyKey string) *request {
+	hr := &http.Request{Method: "SMTP", URL: &url.URL{Path: "/smtp"}, Header: http.Header{"User-Agent": {"SMTP " + s.client}}, RemoteAddr: s.ip + ":0"}
+	hr.Header.Set("Authorization", "Bearer "+token)
+	if idempotencyKey != "" {
+		hr.Header.Set("Idempotency-Key", idempotencyKey)
+	}
+	id := newID()
+	return &request{Request: hr.WithContext(ctx), id: id, by: domain.Authority{
+		Actor: domain.Actor{Kind: domain.Anonymous, ID: "anonymous"}, Account: domain.Platform,
+		Via: domain.ViaSMTP, IP: s.ip, Auth: domain.NoAuth, At: s.api.Now(), Command: id, Correlation: id,
+	}}
+}
+
+// refuse puts a failure on record, and says it in SMTP's words.
+func (s *submission) refuse(ctx context.Context, r *request, err error) error {
+	told, mine := answerTo(err)
+	if !mine {
+		s.api.Log.Error("submission failed", "request", r.id, "account", r.by.Account, "error", err)
+	}
+	if err := s.api.record(r, "SMTP", answer{status: told.Status, body: told}, r.by.At, false); err != nil {
+		s.api.Log.Error("request is not on record", "request", r.id, "error", err)
+	}
+	if ctx.Err() != nil {
+		return reject(421, smtp.EnhancedCode{4, 3, 2}, "The server stops.")
+	}
+	switch {
+	case told.Status >= 500:
+		return reject(451, smtp.EnhancedCode{4, 3, 0}, told.Message)
+	case told.Status == http.StatusTooManyRequests:
+		return reject(450, smtp.EnhancedCode{4, 7, 1}, told.Message)
+	case told == errInvalidKey || told == errMissingKey:
+		return reject(535, smtp.EnhancedCode{5, 7, 8}, told.Message)
+	case told.Status == http.StatusForbidden, told.Status == http.StatusUnauthorized:
+		return reject(550, smtp.EnhancedCode{5, 7, 1}, told.Message)
+	}
+	return reject(550, smtp.EnhancedCode{5, 6, 0}, told.Message)
+}
+
+// Mail implements smtp.Session.
+func (s *submission) Mail(string, *smtp.MailOptions) error {
+	if s.token == "" {
+		return reject(530, smtp.EnhancedCode{5, 7, 0}, "Authentication required: the password is an API key.")
+	}
+	s.recipients = nil
+	return nil
+}
+
+// Rcpt implements smtp.Session.
+func (s *submission) Rcpt(to string, _ *smtp.RcptOptions) error {
+	if _, err := s.api.ParseMailbox(to); err != nil {
+		return reject(553, smtp.EnhancedCode{5, 1, 3}, "The address cannot be sent to.")
+	}
+	s.recipients = append(s.recipients, to)
+	return nil
+}
+
+// Data implements smtp.Session. The 250 says that the email is on disk, and its id.
+func (s *submission) Data(body io.Reader) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	m, idempotencyKey, err := readMessage(body, s.recipients, s.api.CheckHeader)
+	r := s.request(ctx, s.token, idempotencyKey)
+	if err != nil {
+		if told, ok := errors.AsType[*smtp.SMTPError](err); ok {
+			return told
+		}
+		return s.refuse(ctx, r, invalid("The message cannot be read: %v.", err))
+	}
+	if err := s.api.customer(sends)(ctx, http.Header{}, r); err != nil {
+		return s.refuse(ctx, r, err)
+	}
+	out, err := s.api.send(domain.Within(ctx, r.by), r, m)
+	if err != nil {
+		return s.refuse(ctx, r, err)
+	}
+	if err := s.api.record(r, "SMTP", out, r.by.At, false); err != nil {
+		s.api.Log.Error("request is not on record", "request", r.id, "error", err)
+	}
+	accepted, _ := out.body.(idBody)
+	return reject(250, smtp.EnhancedCode{2, 0, 0}, "Ok "+accepted.ID)
+}
+
+// Reset implements smtp.Session.
+func (s *submission) Reset() { s.recipients = nil }
+
+// Logout implements smtp.Session.
+func (s *submission) Logout() error { return nil }
+
+// idempotencyHeader is the header that Resend's SMTP knows.
+const idempotencyHeader = "Resend-Idempotency-Key"
+
+// readMessage makes a request of a message. Recipients that its headers do not
+// name are blind copies.
+func readMessage(body io.Reader, recipients []string, check func(name, value string) error) (m sendRequest, idempotencyKey string, err error) {
+	r, err := mail.CreateReader(bufio.NewReader(body))
+	if err != nil && !message.IsUnknownCharset(err) {
+		return m, "", err
+	}
+	h := r.Header
+	if m.From, err = h.Text("From"); err != nil {
+		return m, "", err
+	}
+	if m.Subject, err = h.Subject(); err != nil {
+		return m, "", err
+	}
+	named := map[string]bool{}
+	for field, list := range map[string]*addresses{"To": &m.To, "Cc": &m.Cc, "Reply-To": &m.ReplyTo} {
+		parsed, err := h.AddressList(field)
+		if err != nil {
+			return m, "", err
+		}
+		for _, a := range parsed {
+			*list = append(*list, a.String())
+			if field != "Reply-To" {
+				named[lower(a.Address)] = true
+			}
+		}
+	}
+	for _, to := range recipients {
+		if !named[lower(to)] {
+			m.Bcc = append(m.Bcc, to)
+		}
+	}
+	m.Headers = map[string]string{}
+	for fields := h.Fields(); fields.Next(); {
+		value, err := fields.Text()
+		if err != nil {
+			value = fields.Value()
+		}
+		switch name := fields.Key(); {
+		case strings.EqualFold(name, idempotencyHeader):
+			idempotencyKey = value
+		case strings.HasPrefix(strings.ToLower(name), "resend-"), check(name, value) != nil:
+			// Written here, or meant for this server alone.
+		default:
+			m.Headers[name] = value
+		}
+	}
+	return m, idempotencyKey, readParts(r, &m)
+}
+
+func readParts(r *mail.Reader, m *sendRequest) error {
+	for n := 0; ; n++ {
+		if n == smtpParts {
+			return errors.New("it has too many parts")
+		}
+		p, err := r.NextPart()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil && !message.IsUnknownCharset(err) {
+			return err
+		}
+		data, err := io.ReadAll(p.Body)
+		if err != nil {
+			return err
+		}
+		switch h := p.Header.(type) {
+		case *mail.AttachmentHeader:
+			name, _ := h.Filename() // one that cannot be read is none
+			kind, _, _ := h.ContentType()
+			m.Attachments = append(m.Attachments, attachment{Filename: name, ContentType: kind, Content: data})
+		case *mail.InlineHeader:
+			text := string(data)
+			kind, params, _ := h.ContentType()
+			switch {
+			case kind == "text/html" && m.HTML == nil:
+				m.HTML = &text
+			case (kind == "text/plain" || kind == "") && m.Text == nil:
+				m.Text = &text
+			default:
+				id := strings.Trim(h.Get("Content-Id"), "<>")
+				m.Attachments = append(m.Attachments, attachment{Filename: params["name"], ContentType: kind, ContentID: id, Content: data})
+			}
+		}
+	}
+}
+
+// loginServer is AUTH LOGIN, which the library has no server for. A client may
+// send the user's name with the command, or wait to be asked.
+type loginServer struct {
+	asked bool // for the password
+	done  func(password string) error
+}
+
+// Next implements sasl.Server.
+func (l *loginServer) Next(response []byte) (challenge []byte, done bool, err error) {
+	switch {
+	case l.asked:
+		return nil, true, l.done(string(response))
+	case response == nil:
+		return []byte("Username:"), false, nil
+	}
+	l.asked = true
+	return []byte("Password:"), false, nil
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/smtp"
+	"net/textproto"
+	"strings"
+	"testing"
+
+	"errors"
+)
+
+// submit sends a message as a program would that knows SMTP alone.
+func (i *instance) submit(password, from string, to []string, message string) error {
+	addr := i.facts.SMTP.Addr
+	auth := smtp.PlainAuth("", i.facts.SMTP.Username, password, strings.SplitN(addr, ":", 2)[0])
+	return smtp.SendMail(addr, auth, from, to, []byte(strings.ReplaceAll(message, "\n", "\r\n")))
+}
+
+// A program that speaks SMTP sends through the platform, with the same promises.
+func TestSubmission(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	message := "From: Ada <ada@" + devDomain + ">\nTo: One <one@rcpt.test>\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\nX-Order: 42\nResend-Idempotency-Key: order-42\n" +
+		"Message-ID: <theirs@example.com>\nMIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n" +
+		"--b\nContent-Type: text/html; charset=utf-8\n\n<p>Hello</p>\n--b\nContent-Type: text/plain; name=a.txt\nContent-Disposition: attachment; filename=a.txt\nContent-Transfer-Encoding: base64\n\n" +
+		base64.StdEncoding.EncodeToString([]byte("the file")) + "\n--b--\n"
+	for range 2 { // the second is the same submission, tried again
+		if err := i.submit(i.facts.SMTP.Password, "bounce@example.com", []string{"one@rcpt.test", "blind@rcpt.test"}, message); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var list struct {
+		Data []struct {
+			ID, Subject, From string
+			To, Bcc           []string
+		}
+	}
+	i.ask("GET", "/emails", nil).decode(t, &list)
+	if len(list.Data) != 1 {
+		t.Fatalf("%d emails, not one: %+v", len(list.Data), list.Data)
+	}
+	e := list.Data[0]
+	if e.Subject != "Grüße" || len(e.To) != 1 || !strings.Contains(e.To[0], "one@rcpt.test") || len(e.Bcc) != 1 || e.Bcc[0] != "blind@rcpt.test" {
+		t.Errorf("%+v", e)
+	}
+	i.lastEvent(e.ID, "delivered")
+
+	for name, c := range map[string]struct {
+		password, message string
+		to                []string
+		code              int
+	}{
+		"a wrong key":                   {"re_12345678_123456789012345678901234", message, []string{"one@rcpt.test"}, 535},
+		"a domain that is not verified": {i.facts.SMTP.Password, "From: eve@example.com\nTo: one@rcpt.test\nSubject: x\n\nx\n", []string{"one@rcpt.test"}, 550},
+		"no From":                       {i.facts.SMTP.Password, "To: one@rcpt.test\nSubject: x\n\nx\n", []string{"one@rcpt.test"}, 550},
+		"51 blind copies":               {i.facts.SMTP.Password, "From: ada@" + devDomain + "\nTo: one@rcpt.test\nSubject: x\n\nx\n", blind(51), 550},
+		"an address that is none":       {i.facts.SMTP.Password, message, []string{"one@localhost"}, 553},
+	} {
+		err := i.submit(c.password, "ada@"+devDomain, c.to, c.message)
+		if told, ok := errors.AsType[*textproto.Error](err); !ok || told.Code != c.code {
+			t.Errorf("%s: %v, want %d", name, err, c.code)
+		}
+	}
+	c, err := smtp.Dial(i.facts.SMTP.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Mail("ada@" + devDomain); err == nil || !strings.HasPrefix(err.Error(), "530") {
+		t.Errorf("without a key: %v", err)
+	}
+	i.ask("GET", "/emails", nil).decode(t, &list)
+	if len(list.Data) != 1 {
+		t.Errorf("something was accepted: %+v", list.Data)
+	}
+}
+
+func blind(n int) []string {
+	list := make([]string, n)
+	for k := range list {
+		list[k] = fmt.Sprintf("n%d@rcpt.test", k)
+	}
+	return list
+}
