@@ -83,6 +83,9 @@ func launch(t testing.TB, env ...string) *instance {
 	}}
 	t.Cleanup(func() {
 		i.stop()
+		if strings.Contains(i.output.String(), "DATA RACE") { // with GOFLAGS=-race
+			t.Errorf("the program races:\n%s", i.output)
+		}
 		os.RemoveAll(dir)
 	})
 	i.start("--quiet")
