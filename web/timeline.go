@@ -50,7 +50,9 @@ func (c *Console) addHistory(ctx context.Context, page *emailPage, row projectio
 			if err != nil {
 				return err
 			}
-			s.Detail = strings.TrimSpace(fmt.Sprintf("%d %s %s", reply.Code, reply.Enhanced, plain))
+			// The text is the server's whole line, which mostly begins with the code.
+			text := strings.TrimPrefix(string(plain), reply.Enhanced+" ")
+			s.Detail = strings.TrimSpace(fmt.Sprintf("%d %s %s", reply.Code, reply.Enhanced, text))
 		}
 		if reply != nil && reply.Host != "" {
 			s.Detail += fmt.Sprintf(" (%s, %s)", reply.Host, reply.Took.Round(time.Millisecond))

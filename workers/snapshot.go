@@ -120,7 +120,9 @@ func (p *partition) keepSnapshots(ctx context.Context) error {
 		if seq == saved {
 			continue
 		}
-		if err := p.saveSnapshot(ctx); err != nil {
+		if err := p.saveSnapshot(ctx); ctx.Err() != nil {
+			return ctx.Err()
+		} else if err != nil {
 			p.log.Warn("what is open was not noted; the next start reads more of the log", "error", err)
 			continue
 		}
