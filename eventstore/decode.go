@@ -56,7 +56,10 @@ func (s *Store) decodeBody(pos domain.Position, body []byte) ([]domain.Recorded,
 // says so in Err.
 func (s *Store) decodeEntry(log string, seq uint64, at time.Time, subject string, body []byte) Entry {
 	e := Entry{Position: domain.Position{Log: log, Seq: seq}, Time: at, Subject: subject, Raw: body}
-	if carriesEvents(log) && !isClaim(subject) {
+	if !carriesEvents(log) || isClaim(subject) {
+		return e
+	}
+	if e.Events = s.recent.find(e.Position, body); e.Events == nil {
 		e.Events, e.Err = s.decodeBody(e.Position, body)
 	}
 	return e
@@ -315,8 +318,8 @@ func (d *decoder) attribute(e *envelope, key []byte) error {
 		}
 		return nil
 	case "data":
-		raw, err := d.value()
-		e.data = raw
+		var err error
+		e.data, err = d.span() // the registry checks it as it reads it
 		return err
 	default:
 		_, err := d.value()
@@ -373,9 +376,17 @@ func (d *decoder) text() ([]byte, error) {
 	return nil, errString
 }
 
-// value passes over one value of any kind and returns it: it finds where the
-// value ends, and encoding/json says whether it is one.
+// value passes over one value of any kind and returns it.
 func (d *decoder) value() ([]byte, error) {
+	raw, err := d.span()
+	if err == nil && !json.Valid(raw) {
+		return nil, errSyntax
+	}
+	return raw, err
+}
+
+// span finds where a value ends if it is one, which it does not find out.
+func (d *decoder) span() ([]byte, error) {
 	start := d.at
 	if d.at < len(d.body) && d.body[d.at] != '{' && d.body[d.at] != '[' && d.body[d.at] != '"' {
 		end := bytes.IndexAny(d.body[d.at:], ",}] \t\r\n")
@@ -383,7 +394,7 @@ func (d *decoder) value() ([]byte, error) {
 			return nil, errSyntax
 		}
 		d.at += end
-		return d.valid(start)
+		return d.body[start:d.at], nil
 	}
 	depth := 0
 	for d.at < len(d.body) {
@@ -393,7 +404,7 @@ func (d *decoder) value() ([]byte, error) {
 				return nil, err
 			}
 			if depth == 0 {
-				return d.valid(start)
+				return d.body[start:d.at], nil
 			}
 			continue
 		case '{', '[':
@@ -401,21 +412,12 @@ func (d *decoder) value() ([]byte, error) {
 		case '}', ']':
 			if depth--; depth == 0 {
 				d.at++
-				return d.valid(start)
+				return d.body[start:d.at], nil
 			}
 		}
 		d.at++
 	}
 	return nil, errSyntax
-}
-
-// valid is the value from start to here, if it is JSON.
-func (d *decoder) valid(start int) ([]byte, error) {
-	raw := d.body[start:d.at]
-	if !json.Valid(raw) {
-		return nil, errSyntax
-	}
-	return raw, nil
 }
 
 func (d *decoder) passString() error {

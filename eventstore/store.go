@@ -100,6 +100,7 @@ type Store struct {
 	local   *embedded           // nil when the log is elsewhere
 	url     string
 	streams sync.Map // name → jetstream.Stream
+	recent  *recent
 
 	syncing sync.Mutex
 	syncers map[string]*syncer
@@ -131,7 +132,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		c.fsync = fdatasync
 	}
 	c.Replicas = max(c.Replicas, 1)
-	s := &Store{cfg: c, url: c.URL, syncers: map[string]*syncer{}, done: make(chan struct{})}
+	s := &Store{cfg: c, url: c.URL, recent: newRecent(), syncers: map[string]*syncer{}, done: make(chan struct{})}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

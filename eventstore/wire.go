@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -52,6 +53,9 @@ func (s *Store) encode(subject string, commits ...Commit) (*nats.Msg, [][]domain
 		if at.IsZero() {
 			at = s.cfg.Now()
 		}
+		at = inLog(at)
+		by := c.By
+		by.At, by.AuthAt = inLog(by.At), inLog(by.AuthAt)
 		recorded[i] = make([]domain.Recorded, len(c.Events))
 		for n, event := range c.Events {
 			name, version, data, err := s.cfg.Registry.Encode(event)
@@ -60,7 +64,7 @@ func (s *Store) encode(subject string, commits ...Commit) (*nats.Msg, [][]domain
 			}
 			rec := domain.Recorded{
 				ID: domain.EventID(c.By.Command, n), Stream: c.Stream, Type: name, Version: version,
-				Index: index, Prev: c.Prev, Time: at.Round(0).UTC(), By: c.By, Event: event,
+				Index: index, Prev: c.Prev, Time: at, By: by, Event: event,
 			}
 			if index++; index > 1 {
 				msg.Data = append(msg.Data, ',')
@@ -75,6 +79,7 @@ func (s *Store) encode(subject string, commits ...Commit) (*nats.Msg, [][]domain
 	if index == 0 {
 		return nil, nil, errors.New("eventstore: there is nothing to record")
 	}
+	s.recent.keep(msg.Data, slices.Concat(recorded...))
 	first := recorded[0][0]
 	msg.Header[nats.MsgIdHdr] = []string{first.ID.String()}
 	msg.Header[HeaderID] = []string{first.Stream.ID}
@@ -85,6 +90,9 @@ func (s *Store) encode(subject string, commits ...Commit) (*nats.Msg, [][]domain
 	}
 	return msg, recorded, nil
 }
+
+// inLog is a time as it reads when it comes back from the log.
+func inLog(t time.Time) time.Time { return t.Round(0).UTC() }
 
 // check refuses what could not be found again: no events, no identity, or a
 // name that is not three tokens of a subject. Headers and subjects can then hold

@@ -34,6 +34,10 @@ func TestPublishedEventsStayReadable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		back, err := r.Decode(f.Type, f.Version, data)
+		if err != nil || !reflect.DeepEqual(back, example.Interface()) {
+			t.Errorf("%s reads back as another event: %+v, %v; it was %+v", f.Type, back, err, example)
+		}
 		want, err := os.ReadFile(path)
 		if os.IsNotExist(err) && *update {
 			want = append(data, '\n')
