@@ -3,7 +3,6 @@ package projections_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -61,7 +60,7 @@ func newWorld(t *testing.T) world {
 	return w
 }
 
-var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+var quiet = slog.New(slog.DiscardHandler)
 
 func operator() domain.Authority {
 	return domain.Authority{Actor: domain.Actor{Kind: domain.Operator, ID: "root"}, Account: domain.Platform, Via: domain.ViaCLI, Auth: domain.Internal, At: time.Now(), Command: uuid.New()}

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"sync"
 	"testing"
@@ -112,7 +111,7 @@ func newFixture(t *testing.T, answer func(to string, try int) delivery.Result) *
 
 func (f *fixture) start() {
 	f.t.Helper()
-	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
+	quiet := slog.New(slog.DiscardHandler)
 	store, err := eventstore.Open(f.t.Context(), eventstore.Config{Dir: f.dir, Registry: catalogue.Registry(), Log: quiet, Partitions: 1, Now: f.clock.now})
 	if err != nil {
 		f.t.Fatal(err)

@@ -2,13 +2,12 @@ package main
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net/smtp"
 	"net/textproto"
 	"strings"
 	"testing"
-
-	"errors"
 )
 
 // submit sends a message as a program would that knows SMTP alone.
