@@ -51,6 +51,7 @@ type Config struct {
 	RateLimit    int                                             // requests a second for an account without its own; 0 is none
 	Expected     sender.Expected                                 // what customers publish
 	Mode         string                                          // of delivery, for /health
+	Seal         func() string                                   // how far the logs are witnessed, for /health
 	Now          func() time.Time
 	Log          *slog.Logger
 }
@@ -160,7 +161,7 @@ func (a *API) health(ctx context.Context, _ *request) (answer, error) {
 		"status":     "ok",
 		"durability": a.Store.Durability(),
 		"delivery":   a.Mode,
-		"seal":       "not witnessed",
+		"seal":       a.Seal(),
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()

@@ -63,6 +63,9 @@ var Authorities = Table{
 	"email.report":     {theSystem},
 	"email.abandon":    {theSystem},
 
+	"seal.report": {theSystem, operatorAtHost},
+	"seal.rotate": {operatorAtHost},
+
 	"staff.join":  {operatorAtHost},
 	"staff.leave": {operatorAtHost},
 

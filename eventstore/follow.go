@@ -9,16 +9,19 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"postbook.dev/postbook/domain"
 )
 
 // Following says what to follow.
 type Following struct {
-	Log      string
-	After    uint64        // the sequence of the last entry that is known
-	Subjects []string      // only these, in which wildcards are allowed; none is all
-	MaxBatch int           // entries handed over at once; 0 is 1,000
-	Linger   time.Duration // how long a batch may wait to fill; 0 hands over what is there
-	StopAt   uint64        // end when this sequence was handed over; 0 follows for ever
+	Log       string
+	After     uint64        // the sequence of the last entry that is known
+	Subjects  []string      // only these, in which wildcards are allowed; none is all
+	MaxBatch  int           // entries handed over at once; 0 is 1,000
+	Linger    time.Duration // how long a batch may wait to fill; 0 hands over what is there
+	StopAt    uint64        // end when this sequence was handed over; 0 follows for ever
+	Undecoded bool          // leave the events out, and give the header instead
 }
 
 // Follow hands the entries of a log to apply, strictly in order, from the one
@@ -106,7 +109,7 @@ func (s *Store) collect(ctx context.Context, cancel context.CancelCauseFunc, f F
 		batch, err := gather(ctx, f, arrived)
 		if err == nil {
 			var entries []Entry
-			entries, err = s.entries(f.Log, batch)
+			entries, err = s.entries(f, batch)
 			if err == nil && entries[0].Seq <= last {
 				err = fmt.Errorf("eventstore: %s handed over %d after %d", f.Log, entries[0].Seq, last)
 			}
@@ -163,17 +166,24 @@ func gather(ctx context.Context, f Following, arrived <-chan jetstream.Msg) ([]j
 }
 
 // entries reads the events of messages, on as many cores as pay.
-func (s *Store) entries(log string, msgs []jetstream.Msg) ([]Entry, error) {
+func (s *Store) entries(f Following, msgs []jetstream.Msg) ([]Entry, error) {
 	entries := make([]Entry, len(msgs))
 	errs := make([]error, len(msgs))
 	read := func(from, to int) {
 		for i := from; i < to; i++ {
 			meta, err := msgs[i].Metadata()
 			if err != nil {
-				errs[i] = fmt.Errorf("eventstore: %s: message without a place: %w", log, err)
+				errs[i] = fmt.Errorf("eventstore: %s: message without a place: %w", f.Log, err)
 				continue
 			}
-			entries[i] = s.decodeEntry(log, meta.Sequence.Stream, meta.Timestamp, msgs[i].Subject(), msgs[i].Data())
+			if f.Undecoded {
+				entries[i] = Entry{
+					Position: domain.Position{Log: f.Log, Seq: meta.Sequence.Stream}, Time: meta.Timestamp,
+					Subject: msgs[i].Subject(), Header: canonicalHeader(msgs[i].Headers()), Raw: msgs[i].Data(),
+				}
+				continue
+			}
+			entries[i] = s.decodeEntry(f.Log, meta.Sequence.Stream, meta.Timestamp, msgs[i].Subject(), msgs[i].Data())
 		}
 	}
 	const worthIt = 64

@@ -28,6 +28,11 @@ func (s *Store) publish(ctx context.Context, durable bool, msgs ...*nats.Msg) []
 		}
 		return out
 	}
+	if s.cfg.MarkKey != nil {
+		for _, m := range msgs {
+			setMark(s.cfg.MarkKey, m)
+		}
+	}
 	if len(msgs) == 1 {
 		bounded, cancel := context.WithTimeout(ctx, ackTimeout)
 		ack, err := s.writer(msgs[0].Subject).PublishMsg(bounded, msgs[0])
@@ -90,6 +95,14 @@ const (
 	codeWrongLastSequence jetstream.ErrorCode = 10071
 	codeWriteUnderWay     jetstream.ErrorCode = 10164
 )
+
+// Sync returns when everything that a log had acknowledged before the call is on
+// disk. Where the log is elsewhere, or syncs by the clock, it returns at once.
+func (s *Store) Sync(ctx context.Context, log string) error {
+	out := []published{{stream: log}}
+	s.waitForDisk(ctx, out)
+	return out[0].err
+}
 
 // waitForDisk returns when every message that was acknowledged is on disk: all
 // streams sync at the same time.

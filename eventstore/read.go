@@ -24,6 +24,7 @@ type Entry struct {
 	Events  []domain.Recorded // none in a claim to a partition
 	Err     error             // why the events cannot be read, or nil
 	Raw     []byte            // the body
+	Header  []byte            // in its canonical form, where Undecoded was asked for
 }
 
 // Read returns the entry at a sequence of a log, or ErrNoEntry.

@@ -123,7 +123,7 @@ func (e *embedded) url() string {
 
 // blocks is the directory of a stream's block files.
 func (e *embedded) blocks(stream string) string {
-	return filepath.Join(e.dir, server.JetStreamStoreDir, server.DEFAULT_GLOBAL_ACCOUNT, "streams", stream, "msgs")
+	return blocksDir(e.dir, stream)
 }
 
 // syncTree syncs the directories, and the files that describe streams. Blocks

@@ -78,6 +78,7 @@ type Config struct {
 	Port       int              // the embedded server listens here on 127.0.0.1; 0 is any free port
 	Replicas   int              // of each stream of a cluster; 0 is 1
 	MaxBytes   int64            // a log that would grow beyond this refuses new entries; 0 is no limit but the disk
+	MarkKey    []byte           // entries are marked as this platform's own with it; nil marks none
 	Registry   *domain.Registry // what events are written and read with
 	Log        *slog.Logger     // nil is slog.Default
 	Now        func() time.Time // nil is time.Now

@@ -36,6 +36,7 @@ const (
 	HeaderType  = "Postbook-Type"  // the first event's type
 	HeaderPrev  = "Postbook-Prev"  // sequence of the aggregate's previous commit
 	HeaderClaim = "Postbook-Claim" // who claims the partition
+	HeaderMark  = "Postbook-Mark"  // shows that this platform wrote it
 )
 
 // encode makes the message of some commits, and what will have been recorded

@@ -17,6 +17,7 @@ import (
 	"postbook.dev/postbook/domain/account"
 	"postbook.dev/postbook/domain/sender"
 	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/seal"
 )
 
 // The development account keeps what it was given, so that a restart does not
@@ -52,7 +53,7 @@ func (s *server) bootstrap(ctx context.Context) (devFacts, error) {
 		if data, err = json.MarshalIndent(k, "", "  "); err != nil {
 			return devFacts{}, err
 		}
-		if err := writeAtomically(s.cfg.path(keptFile), data); err != nil {
+		if err := seal.WriteFile(s.cfg.path(keptFile), data, 0o600); err != nil {
 			return devFacts{}, err
 		}
 	default:

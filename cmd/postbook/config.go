@@ -33,6 +33,8 @@ type Config struct {
 	Roles       []string `default:"all" env:"POSTBOOK_ROLES" help:"What this process runs: all, or some of api, workers, projections, console." name:"roles"`
 	Hostname    string   `env:"POSTBOOK_HOSTNAME" help:"Name in EHLO and in the records that customers publish. Empty uses the machine's." name:"hostname"`
 	RootKey     string   `env:"POSTBOOK_ROOT_KEY" help:"Where the root key is: a file (mode 0600), or a KMS URL. Empty is root.key in the data directory." name:"root-key"`
+	Witnesses   []string `env:"POSTBOOK_WITNESSES" help:"Witnesses that cosign the seal: for each its URL, a space, and its public key." name:"witnesses"`
+	SealCopies  []string `env:"POSTBOOK_SEAL_COPIES" help:"Where the heads of the seal are left: folders on other machines' disks, or addresses that take a POST." name:"seal-copies"`
 	Partitions  int      `default:"4" env:"POSTBOOK_PARTITIONS" help:"Partitions of the mail log, fixed when it is created." name:"partitions"`
 	LogLevel    string   `default:"info" enum:"debug,info,warn,error" env:"POSTBOOK_LOG_LEVEL" help:"Least level that is logged." name:"log-level"`
 }

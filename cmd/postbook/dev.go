@@ -15,6 +15,7 @@ import (
 
 	"postbook.dev/postbook/domain/email"
 	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/seal"
 )
 
 type devCommand struct {
@@ -48,7 +49,7 @@ func (c devCommand) Run(ctx context.Context, cfg Config) error {
 		if err != nil {
 			return err
 		}
-		if err := writeAtomically(cfg.path(devFile), data); err != nil {
+		if err := seal.WriteFile(cfg.path(devFile), data, 0o600); err != nil {
 			return err
 		}
 		s.atEnd(func(context.Context) error { return os.Remove(cfg.path(devFile)) })

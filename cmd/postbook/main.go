@@ -26,6 +26,9 @@ type commands struct {
 	Dev         devCommand         `cmd:"" help:"Run the server with an account, keys and a sandbox of its own, and send a first mail."`
 	Events      eventsCommand      `cmd:"" help:"Look at the log."`
 	Projections projectionsCommand `cmd:"" help:"Look at the read models, and build them again."`
+	Verify      verifyCommand      `cmd:"" help:"Find what was changed behind the platform's back."`
+	Rotate      rotateCommand      `cmd:"" help:"Change keys."`
+	Witness     witnessCommand     `cmd:"" help:"Be a witness for other platforms' logs."`
 	Accounts    accountsCommand    `cmd:"" help:"Tell an account's story; block and unblock."`
 	Staff       staffCommand       `cmd:"" help:"Say who runs the platform."`
 	Bench       benchCommand       `cmd:"" help:"Measure this program, and the limits of this machine in the same run."`

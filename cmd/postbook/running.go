@@ -12,6 +12,7 @@ import (
 
 	"postbook.dev/postbook/domain/catalogue"
 	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/seal"
 )
 
 // running is how a command finds the server of a data directory.
@@ -32,7 +33,7 @@ func (s *server) announce() error {
 		return err
 	}
 	path := s.cfg.path(runningFile)
-	if err := writeAtomically(path, data); err != nil {
+	if err := seal.WriteFile(path, data, 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	s.atEnd(func(context.Context) error { return os.Remove(path) })

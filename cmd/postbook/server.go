@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -34,6 +33,7 @@ import (
 	"postbook.dev/postbook/internal/sandbox"
 	"postbook.dev/postbook/keyring"
 	"postbook.dev/postbook/migrations"
+	"postbook.dev/postbook/notary"
 	"postbook.dev/postbook/projections"
 	"postbook.dev/postbook/web"
 	"postbook.dev/postbook/workers"
@@ -51,6 +51,8 @@ type server struct {
 	owner     string             // URL of the database's owner
 	writer    *pgxpool.Pool      // of the read models
 	reader    *pgxpool.Pool
+	markKey   []byte
+	notary    *notary.Notary // nil without the role workers
 	directory *directory.Directory
 	vault     *vault
 	resolver  *delivery.Resolver
@@ -93,7 +95,7 @@ func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
 	}
 	s := &server{cfg: cfg, log: log, directory: directory.New()}
 	steps := []func(context.Context) error{
-		s.openLog, s.openKeys, s.openDatabase, s.openDelivery, s.openAPI, s.openConsole, s.listen, s.listenSMTP,
+		s.openLog, s.openKeys, s.openNotary, s.openDatabase, s.openDelivery, s.openAPI, s.openConsole, s.listen, s.listenSMTP,
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -118,11 +120,17 @@ func (s *server) stop() error {
 }
 
 func (s *server) openLog(ctx context.Context) error {
+	key, err := markKey(s.cfg)
+	if err != nil {
+		return err
+	}
+	s.markKey = key
 	store, err := eventstore.Open(ctx, eventstore.Config{
 		Dir:        s.cfg.path("log"),
 		URL:        s.cfg.NATSURL,
 		Durability: s.cfg.durability(),
 		Partitions: s.cfg.Partitions,
+		MarkKey:    key,
 		Registry:   catalogue.Registry(),
 		Log:        s.log,
 		Refused: func(ctx context.Context, of domain.Stream, c domain.Command, r *domain.Refusal) {
@@ -278,6 +286,7 @@ func (s *server) openAPI(context.Context) error {
 		Expected:  s.cfg.expected(),
 		Mode:      s.cfg.Delivery,
 		Alone:     s.cfg.NATSURL == "",
+		Seal:      s.witnessed,
 		Now:       time.Now,
 		Log:       s.log,
 	})
@@ -411,6 +420,7 @@ func (s *server) startRoles(ctx context.Context, group *errgroup.Group) error {
 		if err := s.startWorkers(ctx, group); err != nil {
 			return err
 		}
+		s.startNotary(ctx, group)
 	}
 	if s.cfg.runs(roleAPI) || s.cfg.runs(roleConsole) {
 		s.serveHTTP(ctx, group)
@@ -559,20 +569,4 @@ func newSigningKey() (pkcs8 []byte, public string, err error) {
 	}
 	der, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
 	return pkcs8, base64.StdEncoding.EncodeToString(der), err
-}
-
-// writeAtomically replaces a file that only its owner may read.
-func writeAtomically(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	if _, err := f.Write(data); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }

@@ -24,12 +24,14 @@ var mayImport = map[string][]string{
 	"migrations":  {},
 	"keyring":     {"domain"},
 	"eventstore":  {"domain"},
+	"seal":        {},
+	"notary":      {"domain", "eventstore", "seal"},
 	"projections": {"domain", "eventstore"},
 	"workers":     {"domain", "eventstore", "projections", "delivery", "keyring"},
 	"api":         {"domain", "eventstore", "projections"},
 	"web":         {"domain", "eventstore", "projections"},
 	"internal":    {"internal", "domain"},
-	"cmd":         {"domain", "eventstore", "projections", "workers", "api", "web", "delivery", "keyring", "migrations", "internal"},
+	"cmd":         {"domain", "eventstore", "projections", "workers", "api", "web", "delivery", "keyring", "migrations", "internal", "notary", "seal"},
 }
 
 // onlyIn says which rooms may import a package of somebody else, by the start of
@@ -44,6 +46,9 @@ var onlyIn = map[string][]string{
 	"github.com/ThreeDotsLabs/":         {"eventstore", "workers"},
 	"github.com/alecthomas/kong":        {"cmd"},
 	"github.com/resend/resend-go":       {"cmd"},
+	"golang.org/x/mod/":                 {"seal"},
+	"github.com/transparency-dev/":      {"seal"},
+	"github.com/minio/highwayhash":      {"eventstore"},
 	"net/smtp":                          {},
 	"net/mail":                          {"delivery"},
 	"github.com/k3a/html2text":          {"workers"},

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"postbook.dev/postbook/domain"
+	sealed "postbook.dev/postbook/domain/seal"
+	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/notary"
+	"postbook.dev/postbook/seal"
+)
+
+// What lies in the folder of the seal, beside a folder for each log.
+const (
+	sealFolder     = "seal"
+	signingKeys    = "signing.keys" // secret, and apart from the keys of the data
+	publicKeys     = "public.keys"  // for everybody
+	markKeyFile    = "mark.key"     // secret: shows that an entry is this platform's own
+	markKeyLength  = 32
+	witnessTimeout = 10 * time.Second
+)
+
+func (c *Config) sealPath(name string) string { return filepath.Join(c.path(sealFolder), name) }
+
+// markKey is what entries are marked with. It is made when there is none.
+func markKey(cfg Config) ([]byte, error) {
+	path := cfg.sealPath(markKeyFile)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		key := make([]byte, markKeyLength)
+		_, _ = rand.Read(key) // never fails
+		text = []byte(hex.EncodeToString(key) + "\n")
+		err = seal.WriteFile(path, text, 0o600)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the key that marks entries: %w", err)
+	}
+	key, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil || len(key) != markKeyLength {
+		return nil, fmt.Errorf("%s does not hold %d bytes in hex", path, markKeyLength)
+	}
+	return key, nil
+}
+
+func openSealKeys(cfg Config) (*seal.Keys, error) {
+	keys, err := seal.OpenKeys(cfg.sealPath(signingKeys), time.Now())
+	if err != nil {
+		return nil, err
+	}
+	public := strings.Join(keys.Public(), "\n") + "\n"
+	return keys, seal.WriteFile(cfg.sealPath(publicKeys), []byte(public), 0o644)
+}
+
+// openNotary makes the notary, if this process is to seal.
+func (s *server) openNotary(context.Context) error {
+	if !s.cfg.runs(roleWorkers) {
+		return nil
+	}
+	keys, err := openSealKeys(s.cfg)
+	if err != nil {
+		return err
+	}
+	c := notary.Config{
+		Store: s.store, Dir: s.cfg.path(sealFolder), Keys: keys, MarkKey: s.markKey, Now: time.Now, Log: s.log, Found: s.sealBroken,
+	}
+	for _, text := range s.cfg.Witnesses {
+		address, key, _ := strings.Cut(strings.TrimSpace(text), " ")
+		w, err := seal.NewWitness(address, strings.TrimSpace(key), &http.Client{Timeout: witnessTimeout})
+		if err != nil {
+			return fmt.Errorf("POSTBOOK_WITNESSES: %w", err)
+		}
+		c.Witnesses = append(c.Witnesses, w)
+	}
+	for _, text := range s.cfg.SealCopies {
+		p, err := notary.ParsePlace(strings.TrimSpace(text))
+		if err != nil {
+			return fmt.Errorf("POSTBOOK_SEAL_COPIES: %w", err)
+		}
+		c.Copies = append(c.Copies, p)
+	}
+	s.notary = notary.New(c)
+	return nil
+}
+
+func (s *server) startNotary(ctx context.Context, group *errgroup.Group) {
+	if s.notary == nil {
+		return
+	}
+	group.Go(func() error {
+		// Entries that came before the keys were told of are sealed too.
+		if err := s.tellKeys(ctx); err != nil && ctx.Err() == nil {
+			s.log.Error("the key that signs the seal is not on record", "error", err)
+		}
+		return s.notary.Run(ctx)
+	})
+}
+
+// system is the authority of the notary.
+func system(now time.Time) domain.Authority {
+	id := uuid.Must(uuid.NewV7())
+	return domain.Authority{
+		Actor: domain.Actor{Kind: domain.System, ID: "notary"}, Account: domain.Platform,
+		Via: domain.ViaWorker, Auth: domain.Internal, At: now, Command: id, Correlation: id,
+	}
+}
+
+// tellKeys puts the public halves of the keys on record, oldest first.
+func (s *server) tellKeys(ctx context.Context) error {
+	public := s.notary.Keys.Public()
+	for i := len(public) - 1; i >= 0; i-- {
+		by := operator(time.Now())
+		_, err := eventstore.Execute(ctx, s.store, sealed.Decider, sealed.Stream(), sealed.Command(sealed.Rotate{Authority: by, Public: public[i]}))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sealBroken puts on record what is wrong with a log.
+func (s *server) sealBroken(ctx context.Context, f seal.Finding) {
+	s.log.Error("a log is not as it was sealed", "log", f.Log, "seq", f.Seq, "kind", f.Kind, "detail", f.Detail)
+	found := sealed.Broken{Log: f.Log, Seq: f.Seq, Kind: string(f.Kind), Detail: f.Detail}
+	_, err := eventstore.Execute(ctx, s.store, sealed.Decider, sealed.Stream(), sealed.Command(sealed.Report{Authority: system(time.Now()), Found: found}))
+	if err != nil {
+		s.log.Error("a finding about the seal is not on record", "error", err)
+	}
+}
+
+// witnessed says, for everybody who asks, how far others have seen the logs.
+func (s *server) witnessed() string {
+	switch {
+	case s.notary == nil:
+		return "sealed by another process"
+	case len(s.notary.Witnesses) == 0:
+		return "not witnessed"
+	}
+	for _, st := range s.notary.Status() {
+		switch {
+		case st.Broken:
+			return "broken: " + st.Log
+		case st.Size > 0 && st.Witnessed == 0:
+			return "not witnessed yet"
+		}
+	}
+	return "witnessed"
+}
+
+type rotateCommand struct {
+	Seal rotateSeal `cmd:"" help:"Make a new key that signs the seal, while no server runs. The old one goes on signing beside it for 30 days."`
+}
+
+type rotateSeal struct{}
+
+// Run makes a new signing key.
+func (rotateSeal) Run(ctx context.Context, cfg Config, out output) error {
+	return alone(ctx, cfg, func(ctx context.Context, s *server) error {
+		keys, err := openSealKeys(s.cfg)
+		if err != nil {
+			return err
+		}
+		if err := keys.Rotate(time.Now()); err != nil {
+			return err
+		}
+		if keys, err = openSealKeys(s.cfg); err != nil {
+			return err
+		}
+		public := keys.Public()[0]
+		by := operator(time.Now())
+		if _, err := eventstore.Execute(ctx, s.store, sealed.Decider, sealed.Stream(), sealed.Command(sealed.Rotate{Authority: by, Public: public})); err != nil {
+			return err
+		}
+		if printed, err := out.object(map[string]string{"public": public}); printed {
+			return err
+		}
+		fmt.Printf("The seal is signed with a new key from now on:\n  %s\n", public)
+		return nil
+	})
+}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"postbook.dev/postbook/domain/catalogue"
+	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/notary"
+	"postbook.dev/postbook/seal"
+)
+
+type verifyCommand struct {
+	Log         bool     `help:"Hold every entry of the logs against the seal."`
+	Key         []string `help:"Public key that signs the seal; give those that you keep. Without any, the data directory's own are used, which whoever could change the log could change too."`
+	Copy        []string `help:"Folder or file of checkpoints that were kept elsewhere."`
+	WitnessKeys []string `name:"witness-key" help:"Public key of a witness whose cosignatures count."`
+}
+
+// Run verifies, beside a running server or without one. It opens nothing for
+// writing.
+func (c verifyCommand) Run(ctx context.Context, cfg Config, out output) error {
+	if !c.Log {
+		return errors.New("say what to verify: --log")
+	}
+	if err := cfg.settle(false); err != nil {
+		return err
+	}
+	begun := time.Now()
+	v, instance, err := c.against(cfg)
+	if err != nil {
+		return err
+	}
+	reading, done, err := c.reading(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer done()
+	sound := true
+	var entries uint64
+	for _, log := range reading.logs {
+		v.Log, v.Dir, v.Origin = log, cfg.sealPath(log), seal.Origin(instance, log)
+		if v.Copies, err = c.copies(cfg, log); err != nil {
+			return err
+		}
+		report, err := v.Verify(ctx, reading.sums(log))
+		if err != nil {
+			return fmt.Errorf("verify %s: %w", log, err)
+		}
+		sound = sound && report.OK()
+		entries += report.Entries
+		if err := out.report(report); err != nil {
+			return err
+		}
+	}
+	if !out.json {
+		took := time.Since(begun)
+		fmt.Printf("%d entries in %s, %.0f a second.\n", entries, took.Round(time.Millisecond), float64(entries)/took.Seconds())
+		if len(c.Key) == 0 {
+			fmt.Println("Checked with the keys of this data directory: give --key to use one that you keep.")
+		}
+	}
+	if !sound {
+		return errUnsound
+	}
+	return nil
+}
+
+// against is what the logs are held against, and the name of the instance.
+func (c verifyCommand) against(cfg Config) (seal.Verification, string, error) {
+	keys := c.Key
+	if len(keys) == 0 {
+		text, err := os.ReadFile(cfg.sealPath(publicKeys))
+		if err != nil {
+			return seal.Verification{}, "", fmt.Errorf("find the public keys of the seal: %w", err)
+		}
+		keys = strings.Fields(string(text))
+	}
+	witnesses := c.WitnessKeys
+	for _, w := range cfg.Witnesses {
+		_, key, _ := strings.Cut(strings.TrimSpace(w), " ")
+		witnesses = append(witnesses, strings.TrimSpace(key))
+	}
+	trusted, err := seal.ParseVerifiers(keys, witnesses)
+	if err != nil {
+		return seal.Verification{}, "", err
+	}
+	return seal.Verification{Trusted: trusted}, trusted.Log[0].Name(), nil
+}
+
+// reading is the logs, and how each is read.
+type reading struct {
+	logs []string
+	sums func(log string) notary.Sums
+}
+
+func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func(), error) {
+	var mark []byte
+	if _, err := os.Stat(cfg.sealPath(markKeyFile)); err == nil {
+		if mark, err = markKey(cfg); err != nil {
+			return reading{}, nil, err
+		}
+	}
+	url := cfg.NATSURL
+	if r, ok := found(cfg); ok {
+		url = r.NATSURL
+	}
+	if url == "" {
+		dir := cfg.path("log")
+		logs, err := eventstore.LogsAtRest(dir)
+		return reading{logs, func(log string) notary.Sums { return notary.AtRest(dir, log, mark) }}, func() {}, err
+	}
+	store, err := eventstore.Open(ctx, eventstore.Config{URL: url, Registry: catalogue.Registry()})
+	if err != nil {
+		return reading{}, nil, err
+	}
+	read := reading{store.Logs(), func(log string) notary.Sums { return notary.Live(store, log, mark) }}
+	return read, func() { _ = store.Close() }, nil
+}
+
+// copies finds what was kept of a log elsewhere: by witnesses, and in the places
+// that are configured or given.
+func (c verifyCommand) copies(cfg Config, log string) ([]seal.Copy, error) {
+	var all []seal.Copy
+	witnessed, err := seal.ReadWitnessed(cfg.sealPath(log))
+	if err != nil {
+		return nil, err
+	}
+	if witnessed != nil {
+		all = append(all, seal.Copy{Place: "the newest head that was cosigned", Note: witnessed})
+	}
+	for _, text := range append(c.Copy, cfg.SealCopies...) {
+		place, err := notary.ParsePlace(text)
+		if err != nil {
+			return nil, err
+		}
+		head, err := place.Get(log)
+		if err != nil {
+			return nil, fmt.Errorf("read the copy in %s: %w", place, err)
+		}
+		if head != nil {
+			all = append(all, seal.Copy{Place: place.String(), Note: head})
+		}
+	}
+	return all, nil
+}
+
+func (o output) report(r *seal.Report) error {
+	if printed, err := o.object(r); printed {
+		return err
+	}
+	verdict := "as it was sealed"
+	if !r.OK() {
+		verdict = "NOT as it was sealed"
+	}
+	outside := "not witnessed"
+	if len(r.Witnesses) > 0 {
+		outside = "witnessed by " + strings.Join(r.Witnesses, ", ")
+	}
+	if r.Copies > 0 {
+		outside += fmt.Sprintf(", fits %d kept elsewhere", r.Copies)
+	}
+	fmt.Printf("%-8s  %s: %d entries, %d sealed at %s, %d since; %s\n", r.Log, verdict, r.Entries, r.Sealed, r.SealedAt.Format(time.RFC3339), r.Unsealed, outside)
+	for _, f := range r.Findings {
+		fmt.Println("  " + f.String())
+	}
+	if r.More > 0 {
+		fmt.Printf("  and %d more\n", r.More)
+	}
+	return nil
+}

@@ -1,0 +1,286 @@
+// Package notary seals the logs as they grow: it follows each, keeps its Merkle
+// tree, and signs the tree's head every second in which something came, and every
+// minute in which nothing did. It shows the heads to witnesses and leaves copies
+// of them elsewhere, so that whoever holds every key of this machine can still
+// not rewrite the past unseen.
+package notary
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/seal"
+)
+
+// How often heads are signed.
+const (
+	signEvery  = time.Second // while entries come
+	beatEvery  = time.Minute // while none do
+	shareEvery = 10 * time.Second
+
+	ackWithin = 5 * time.Second // for the last head before the end
+)
+
+// Config of a notary.
+type Config struct {
+	Store     *eventstore.Store
+	Dir       string // holds a folder for each log
+	Keys      *seal.Keys
+	MarkKey   []byte // what the platform marks its entries with
+	Witnesses []seal.Witness
+	Copies    []Place // where heads are left
+	Now       func() time.Time
+	Log       *slog.Logger
+
+	// Found is told of what is wrong, once a run.
+	Found func(ctx context.Context, f seal.Finding)
+}
+
+// Notary seals all logs that carry events.
+type Notary struct {
+	Config
+	logs []*sealed
+}
+
+// New makes a notary.
+func New(c Config) *Notary {
+	n := &Notary{Config: c}
+	for _, log := range c.Store.Logs() {
+		n.logs = append(n.logs, &sealed{notary: n, name: log, log: c.Log.With("log", log)})
+	}
+	return n
+}
+
+// Run seals until ctx ends. A log whose seal is broken is left as it is, for
+// somebody to look at; the others go on.
+func (n *Notary) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, s := range n.logs {
+		group.Go(func() error { return s.run(ctx) })
+	}
+	return group.Wait()
+}
+
+// Status is where a log's seal is.
+type Status struct {
+	Log       string    `json:"log"`
+	Size      int64     `json:"size"`
+	At        time.Time `json:"at"`
+	Witnessed int64     `json:"witnessed"` // entries that enough witnesses have seen; 0 is none
+	Broken    bool      `json:"broken"`
+}
+
+// Status says where the seals are.
+func (n *Notary) Status() []Status {
+	all := make([]Status, len(n.logs))
+	for i, s := range n.logs {
+		all[i] = s.status()
+	}
+	return all
+}
+
+// sealed is the seal of one log.
+type sealed struct {
+	notary *Notary
+	name   string
+	log    *slog.Logger
+
+	mu        sync.Mutex // held while entries are added, and while a head is signed
+	seal      *seal.Log
+	witnessed int64
+	broken    bool
+}
+
+func (s *sealed) status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := Status{Log: s.name, Witnessed: s.witnessed, Broken: s.broken}
+	if s.seal != nil {
+		newest := s.seal.Newest()
+		st.Size, st.At = newest.Size, newest.At
+	}
+	return st
+}
+
+// run seals a log until ctx ends or its seal is broken.
+func (s *sealed) run(ctx context.Context) error {
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		err := s.once(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, seal.ErrBroken):
+			s.mu.Lock()
+			s.broken = true
+			s.mu.Unlock()
+			s.log.Error("a log is not as it was sealed, and is not sealed any more: run postbook verify --log", "error", err)
+			s.notary.Found(ctx, seal.Finding{Log: s.name, Kind: seal.Unsealed, Detail: err.Error()})
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		s.log.Warn("a log is not being sealed; it is tried again", "error", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *sealed) once(ctx context.Context) error {
+	n := s.notary
+	l, err := seal.OpenLog(filepath.Join(n.Dir, s.name), s.name, n.Keys)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.seal = l
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.seal = nil
+		_ = l.Close() // what was not signed is added again
+	}()
+	head, err := n.Store.Head(ctx, s.name)
+	if err != nil {
+		return err
+	}
+	if head+1 < l.Next() {
+		return fmt.Errorf("%w: %d entries were sealed, and %d are there", seal.ErrBroken, l.Next()-1, head)
+	}
+	working, workCtx := errgroup.WithContext(ctx)
+	working.Go(func() error { return s.follow(workCtx, l) })
+	working.Go(func() error { return s.signOften(workCtx, l) })
+	working.Go(func() error { return s.share(workCtx, l) })
+	err = working.Wait()
+	if ctx.Err() != nil && l.Pending() > 0 {
+		// Nobody works on it any more: what came last is sealed before the end.
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), ackWithin)
+		defer cancel()
+		err = errors.Join(err, s.sign(ending, l))
+	}
+	return err
+}
+
+func (s *sealed) follow(ctx context.Context, l *seal.Log) error {
+	f := eventstore.Following{Log: s.name, After: l.Next() - 1, Undecoded: true, MaxBatch: 2000, Linger: 20 * time.Millisecond}
+	return s.notary.Store.Follow(ctx, f, func(ctx context.Context, entries []eventstore.Entry) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, e := range entries {
+			if s.notary.MarkKey != nil && !e.Marked(s.notary.MarkKey) {
+				s.notary.Found(ctx, seal.Finding{Log: s.name, Seq: e.Seq, Kind: seal.Forged, Detail: "it does not carry this platform's mark: somebody else wrote it"})
+			}
+			if err := l.Add(EntryOf(e)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// EntryOf is an entry that was read undecoded, as the seal sees it.
+func EntryOf(e eventstore.Entry) seal.Entry {
+	return seal.Entry{Log: e.Log, Seq: e.Seq, Time: e.Time, Subject: e.Subject, Header: e.Header, Body: e.Raw}
+}
+
+// signOften signs heads until ctx ends.
+func (s *sealed) signOften(ctx context.Context, l *seal.Log) error {
+	tick := time.NewTicker(signEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := s.signIfDue(ctx, l); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *sealed) signIfDue(ctx context.Context, l *seal.Log) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.Pending() == 0 && s.notary.Now().Sub(l.Newest().At) < beatEvery {
+		return nil
+	}
+	return s.sign(ctx, l)
+}
+
+// sign signs the head. The entries come to the disk first: a head must not cover
+// what a power failure takes back.
+func (s *sealed) sign(ctx context.Context, l *seal.Log) error {
+	if err := s.notary.Store.Sync(ctx, s.name); err != nil {
+		return err
+	}
+	return l.Sign(s.notary.Now())
+}
+
+// share shows heads to the witnesses and leaves copies of them.
+func (s *sealed) share(ctx context.Context, l *seal.Log) error {
+	if len(s.notary.Witnesses) == 0 && len(s.notary.Copies) == 0 {
+		return nil
+	}
+	seen := make([]int64, len(s.notary.Witnesses))
+	shared := int64(-1)
+	for {
+		if newest := l.Newest(); newest.Size > shared {
+			if s.shareOne(ctx, l, newest, seen) {
+				shared = newest.Size
+			}
+		}
+		select {
+		case <-time.After(shareEvery):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// shareOne reports whether everybody has a head.
+func (s *sealed) shareOne(ctx context.Context, l *seal.Log, newest seal.Checkpoint, seen []int64) bool {
+	all := true
+	signed := newest.Note
+	for i, w := range s.notary.Witnesses {
+		cosigned, held, err := w.Cosign(ctx, l, newest, seen[i])
+		seen[i] = held
+		switch {
+		case errors.Is(err, seal.ErrRefused):
+			s.log.Error("a witness does not recognise a log's past", "error", err)
+			s.notary.Found(ctx, seal.Finding{Log: s.name, Kind: seal.Rewritten, Detail: err.Error()})
+			all = false
+		case err != nil:
+			s.log.Warn("a witness has not cosigned", "error", err)
+			all = false
+		default:
+			signed = append(signed[:len(signed):len(signed)], cosigned[len(newest.Note):]...)
+		}
+	}
+	if len(signed) > len(newest.Note) {
+		if err := l.KeepWitnessed(signed); err != nil {
+			s.log.Error("a cosigned head cannot be kept", "error", err)
+			return false
+		}
+		s.mu.Lock()
+		s.witnessed = newest.Size
+		s.mu.Unlock()
+	}
+	for _, p := range s.notary.Copies {
+		if err := p.Put(ctx, s.name, signed); err != nil {
+			s.log.Warn("a copy of a head was not left", "place", p.String(), "error", err)
+			all = false
+		}
+	}
+	return all
+}

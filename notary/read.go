@@ -1,0 +1,98 @@
+package notary
+
+import (
+	"context"
+	"runtime"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/seal"
+)
+
+// Sums hands over the leaves' hashes of a log, in the order in which it is read.
+type Sums func(ctx context.Context, each func([]seal.Sum) error) error
+
+func sumOf(e eventstore.Entry, markKey []byte) seal.Sum {
+	if e.Err != nil {
+		return seal.Sum{Seq: e.Seq, Err: e.Err}
+	}
+	return seal.Sum{Seq: e.Seq, Time: e.Time, Hash: EntryOf(e).Hash(), Forged: markKey != nil && !e.Marked(markKey)}
+}
+
+// Live reads a log from its server, up to what it holds now. Without a key marks
+// are not looked at.
+func Live(store *eventstore.Store, log string, markKey []byte) Sums {
+	return func(ctx context.Context, each func([]seal.Sum) error) error {
+		head, err := store.Head(ctx, log)
+		if err != nil || head == 0 {
+			return err
+		}
+		f := eventstore.Following{Log: log, Undecoded: true, MaxBatch: 4000, StopAt: head}
+		return store.Follow(ctx, f, func(_ context.Context, entries []eventstore.Entry) error {
+			sums := make([]seal.Sum, len(entries))
+			var all sync.WaitGroup
+			part := (len(entries) + runtime.GOMAXPROCS(0) - 1) / runtime.GOMAXPROCS(0)
+			for at := 0; at < len(entries); at += part {
+				all.Go(func() {
+					for i, e := range entries[at:min(at+part, len(entries))] {
+						sums[at+i] = sumOf(e, markKey)
+					}
+				})
+			}
+			all.Wait()
+			return each(sums)
+		})
+	}
+}
+
+// AtRest reads a log from the directory of a server that does not run, without
+// changing a byte of it: as many blocks at once as there are cores.
+func AtRest(dir, log string, markKey []byte) Sums {
+	return func(ctx context.Context, each func([]seal.Sum) error) error {
+		blocks, err := eventstore.OpenBlocks(dir, log)
+		if err != nil {
+			return err
+		}
+		ahead := make(chan chan []seal.Sum, runtime.GOMAXPROCS(0))
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() error {
+			defer close(ahead)
+			for n := range blocks.Count() {
+				read := make(chan []seal.Sum, 1)
+				select {
+				case ahead <- read:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+				group.Go(func() error {
+					defer close(read)
+					var sums []seal.Sum
+					err := blocks.Read(ctx, n, func(e eventstore.Entry) error {
+						sums = append(sums, sumOf(e, markKey))
+						return nil
+					})
+					read <- slices.Clip(sums)
+					return err
+				})
+			}
+			return nil
+		})
+		group.Go(func() error {
+			for read := range ahead {
+				select {
+				case sums := <-read:
+					if err := each(sums); err != nil {
+						return err
+					}
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+			return nil
+		})
+		return group.Wait()
+	}
+}
