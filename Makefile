@@ -17,7 +17,7 @@ run: need-run ## Start Postbook, send a first mail, and leave it running
 
 .PHONY: build
 build: ## Build bin/postbook
-	CGO_ENABLED=0 go build -trimpath -o bin/postbook ./cmd/postbook
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/postbook ./cmd/postbook-proof
 
 .PHONY: test
 test: need-test ## Run all tests, on real PostgreSQL, NATS, DNS, SMTP and a browser (minutes)
@@ -29,8 +29,8 @@ test-race: need-test ## Run all tests with the race detector
 	go test -race -json -timeout 30m $(PKGS) | go run ./internal/testcount
 
 .PHONY: test-long
-test-long: need-test ## Run the suites that take long: 100 kills under load, among others
-	POSTBOOK_TEST_LONG=1 go test -json -tags conformance -timeout 60m ./cmd/postbook ./eventstore | go run ./internal/testcount
+test-long: need-test ## Run the suites that take long: 100 kills under load, 1,000 changes to a sealed log, 1,000 crashes
+	POSTBOOK_TEST_LONG=1 go test -json -tags conformance -timeout 60m ./cmd/postbook ./eventstore ./notary | go run ./internal/testcount
 
 .PHONY: fuzz
 fuzz: ## Fuzz each parser for 30 seconds

@@ -36,7 +36,8 @@ type Config struct {
 	Keys      *seal.Keys
 	MarkKey   []byte // what the platform marks its entries with
 	Witnesses []seal.Witness
-	Copies    []Place // where heads are left
+	Copies    []Place       // where heads are left
+	SignEvery time.Duration // while entries come; 0 is a second
 	Now       func() time.Time
 	Log       *slog.Logger
 
@@ -52,6 +53,9 @@ type Notary struct {
 
 // New makes a notary.
 func New(c Config) *Notary {
+	if c.SignEvery == 0 {
+		c.SignEvery = signEvery
+	}
 	n := &Notary{Config: c}
 	for _, log := range c.Store.Logs() {
 		n.logs = append(n.logs, &sealed{notary: n, name: log, log: c.Log.With("log", log)})
@@ -195,7 +199,7 @@ func EntryOf(e eventstore.Entry) seal.Entry {
 
 // signOften signs heads until ctx ends.
 func (s *sealed) signOften(ctx context.Context, l *seal.Log) error {
-	tick := time.NewTicker(signEvery)
+	tick := time.NewTicker(s.notary.SignEvery)
 	defer tick.Stop()
 	for {
 		select {

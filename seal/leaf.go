@@ -18,12 +18,12 @@ import (
 
 // An Entry is one entry of a log, as it is stored.
 type Entry struct {
-	Log     string
-	Seq     uint64 // from 1: its leaf has the index Seq-1
-	Time    time.Time
-	Subject string
-	Header  []byte // in a canonical form
-	Body    []byte // personal data in it is ciphertext
+	Log     string    `json:"log"`
+	Seq     uint64    `json:"seq"` // from 1: its leaf has the index Seq-1
+	Time    time.Time `json:"time"`
+	Subject string    `json:"subject"`
+	Header  []byte    `json:"header"` // in a canonical form
+	Body    []byte    `json:"body"`   // personal data in it is ciphertext
 }
 
 const leafVersion = "postbook.leaf/v1"

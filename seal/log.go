@@ -80,6 +80,21 @@ func ReadCheckpoint(dir string, trusted Verifiers, origin string) (Checkpoint, e
 	return trusted.Open(origin, signed)
 }
 
+// ReadNewest reads a checkpoint of a log's folder that covers an entry: the
+// newest that witnesses have cosigned, if it does, or else the newest.
+func ReadNewest(dir string, trusted Verifiers, origin string, seq uint64) (Checkpoint, error) {
+	signed, err := ReadWitnessed(dir)
+	if err != nil {
+		return Checkpoint{}, err
+	}
+	if signed != nil {
+		if c, err := trusted.Open(origin, signed); err == nil && uint64(c.Size) >= seq {
+			return c, nil
+		}
+	}
+	return ReadCheckpoint(dir, trusted, origin)
+}
+
 // Next is the sequence of the entry that Add wants.
 func (l *Log) Next() uint64 { return uint64(l.tree.Size()) + 1 }
 

@@ -252,19 +252,21 @@ func TestProofs(t *testing.T) {
 	l := sealed(t, dir, k, 600)
 	trusted := trusting(t, k)
 	for _, seq := range []uint64{1, 2, 255, 256, 257, 512, 600} {
-		proof := must(Prove(dir, l.Newest(), seq))(t)
-		leaf := entry(seq, fmt.Sprint("body ", seq)).Leaf()
-		if c, at, err := CheckProof(proof, leaf, l.Newest().Origin, trusted); err != nil || at != seq || c.Size != 600 {
-			t.Errorf("%d: %d, %v", seq, at, err)
+		proof := must(Prove(dir, l.Newest(), entry(seq, fmt.Sprint("body ", seq))))(t)
+		if e, c, err := CheckProof(proof, k.Instance, trusted); err != nil || e.Seq != seq || c.Size != 600 || string(e.Body) != fmt.Sprint("body ", seq) {
+			t.Errorf("%d: %+v, %v", seq, e, err)
 		}
-		if _, _, err := CheckProof(proof, entry(seq, "another body").Leaf(), l.Newest().Origin, trusted); err == nil {
-			t.Errorf("%d: the proof holds for another entry", seq)
+		if _, _, err := CheckProof(proof, "postbook/other", trusted); err == nil {
+			t.Errorf("%d: the proof holds for another platform", seq)
 		}
-		if _, _, err := CheckProof(bytes.Replace(proof, fmt.Appendf(nil, "index %d\n", seq-1), fmt.Appendf(nil, "index %d\n", seq), 1), leaf, l.Newest().Origin, trusted); err == nil {
+		if _, _, err := CheckProof(bytes.Replace(proof, fmt.Appendf(nil, "index %d\n", seq-1), fmt.Appendf(nil, "index %d\n", seq), 1), k.Instance, trusted); err == nil {
 			t.Errorf("%d: the proof holds for another place", seq)
 		}
+		if _, _, err := CheckProof(must(Prove(dir, l.Newest(), entry(seq, "another body")))(t), k.Instance, trusted); err == nil {
+			t.Errorf("%d: the proof holds for another entry", seq)
+		}
 	}
-	if _, err := Prove(dir, l.Newest(), 601); err == nil {
+	if _, err := Prove(dir, l.Newest(), entry(601, "")); err == nil {
 		t.Error("what is not sealed is proven")
 	}
 }
@@ -351,6 +353,20 @@ func FuzzAddCheckpoint(f *testing.F) {
 		old, path, signed, err := parseAdd(body)
 		if err == nil && (old < 0 || len(path) > 63 || len(signed) > len(body)) {
 			t.Fatalf("%d, %d hashes, %q", old, len(path), signed)
+		}
+	})
+}
+
+func FuzzCheckProof(f *testing.F) {
+	k := keys(f)
+	dir := f.TempDir()
+	l := sealed(f, dir, k, 3)
+	trusted := trusting(f, k)
+	f.Add(must(Prove(dir, l.Newest(), entry(2, "body 2")))(f))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		e, _, err := CheckProof(text, k.Instance, trusted)
+		if err == nil && string(e.Body) != fmt.Sprint("body ", e.Seq) {
+			t.Fatalf("an entry that is not in the log is proven: %+v", e)
 		}
 	})
 }

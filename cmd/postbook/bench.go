@@ -34,6 +34,11 @@ import (
 )
 
 type benchCommand struct {
+	Run  benchRun  `cmd:"" default:"withargs" help:"Measure everything."`
+	Load benchLoad `cmd:"" help:"Fill the log of a data directory with events that a seed decides, and seal them."`
+}
+
+type benchRun struct {
 	Mails    int           `default:"20000" help:"Mails that are sent in each part."`
 	For      time.Duration `default:"5s" help:"How long each limit is measured."`
 	Clients  int           `default:"64" help:"Clients that send at once."`
@@ -44,7 +49,7 @@ type benchCommand struct {
 // Run measures the program as its users would, and in the same run the limits
 // that it could reach at best: what counts are the ratios, because machines
 // differ. The clients and the receiving end run on the same cores.
-func (c benchCommand) Run(ctx context.Context, out output) error {
+func (c benchRun) Run(ctx context.Context, out output) error {
 	dir, err := os.MkdirTemp(".", ".bench-")
 	if err != nil {
 		return err
@@ -55,7 +60,7 @@ func (c benchCommand) Run(ctx context.Context, out output) error {
 	if !c.KeepData {
 		defer os.RemoveAll(dir)
 	}
-	b := &bench{benchCommand: c, dir: dir, json: out.json}
+	b := &bench{benchRun: c, dir: dir, json: out.json}
 	fmt.Fprintf(os.Stderr, "%d cores, GOMAXPROCS %d, data in %s\n\n", runtime.NumCPU(), runtime.GOMAXPROCS(0), dir)
 	if err := b.run(ctx); err != nil {
 		return err
@@ -67,7 +72,7 @@ func (c benchCommand) Run(ctx context.Context, out output) error {
 }
 
 type bench struct {
-	benchCommand
+	benchRun
 	dir     string
 	json    bool
 	results []figure

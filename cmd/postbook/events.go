@@ -16,6 +16,8 @@ import (
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/notary"
+	"postbook.dev/postbook/seal"
 	"postbook.dev/postbook/workers"
 )
 
@@ -97,7 +99,8 @@ func chosen(store *eventstore.Store, names []string) ([]string, error) {
 }
 
 type eventsShow struct {
-	What string `arg:"" help:"LOG/SEQUENCE, the id of an email, or an aggregate such as ACCOUNT.sender.ID."`
+	What  string `arg:"" help:"LOG/SEQUENCE, the id of an email, or an aggregate such as ACCOUNT.sender.ID."`
+	Proof string `type:"path" help:"Also write the proof that LOG/SEQUENCE is in the sealed log to this file. postbook-proof checks it."`
 }
 
 // Run prints the events.
@@ -113,6 +116,11 @@ func (c eventsShow) Run(ctx context.Context, cfg Config, out output) error {
 	}
 	if len(recorded) == 0 {
 		return fmt.Errorf("the log holds nothing of %s", c.What)
+	}
+	if c.Proof != "" {
+		if err := c.prove(ctx, cfg, store); err != nil {
+			return err
+		}
 	}
 	if out.json {
 		for _, rec := range recorded {
@@ -134,6 +142,44 @@ func (c eventsShow) Run(ctx context.Context, cfg Config, out output) error {
 		}
 	}
 	return nil
+}
+
+// prove writes the proof that an entry is in the log.
+func (c eventsShow) prove(ctx context.Context, cfg Config, store *eventstore.Store) error {
+	log, text, ok := strings.Cut(strings.ToUpper(c.What), "/")
+	seq, err := strconv.ParseUint(text, 10, 64)
+	if !ok || err != nil {
+		return errors.New("--proof is of one entry: name it as LOG/SEQUENCE")
+	}
+	if err := cfg.settle(false); err != nil {
+		return err
+	}
+	keys, err := os.ReadFile(cfg.sealPath(publicKeys))
+	if err != nil {
+		return fmt.Errorf("find the public keys of the seal: %w", err)
+	}
+	trusted, err := seal.ParseVerifiers(strings.Fields(string(keys)), nil)
+	if err != nil {
+		return err
+	}
+	dir := cfg.sealPath(log)
+	head, err := seal.ReadNewest(dir, trusted, seal.Origin(trusted.Log[0].Name(), log), seq)
+	if err != nil {
+		return err
+	}
+	var entry seal.Entry
+	err = store.Follow(ctx, eventstore.Following{Log: log, After: seq - 1, StopAt: seq, Undecoded: true, MaxBatch: 1}, func(_ context.Context, entries []eventstore.Entry) error {
+		entry = notary.EntryOf(entries[0])
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	proof, err := seal.Prove(dir, head, entry)
+	if err != nil {
+		return err
+	}
+	return seal.WriteFile(c.Proof, proof, 0o644)
 }
 
 func (c eventsShow) find(ctx context.Context, store *eventstore.Store) ([]domain.Recorded, error) {
