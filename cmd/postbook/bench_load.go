@@ -88,7 +88,7 @@ func (c benchLoad) Run(ctx context.Context, cfg Config, out output) error {
 }
 
 func (c benchLoad) openAccounts(ctx context.Context, store *eventstore.Store) ([]string, error) {
-	r := rand.New(rand.NewPCG(c.Seed, 0)) //nolint:gosec // it has to be the same each time
+	r := rand.New(rand.NewPCG(c.Seed, 0))
 	ids := make([]string, c.Accounts)
 	for i := range ids {
 		ids[i] = randomID(r, loadBegins).String()
@@ -137,7 +137,7 @@ const together = 500
 // fill makes events in a partition: accepted, prepared, attempted, and in the end
 // delivered or, for one of fifty, bounced.
 func (c benchLoad) fill(ctx context.Context, store *eventstore.Store, partition, events int, accounts []string, progress func(done int)) error {
-	r := rand.New(rand.NewPCG(c.Seed, uint64(partition)+1)) //nolint:gosec // it has to be the same each time
+	r := rand.New(rand.NewPCG(c.Seed, uint64(partition)+1))
 	owner, err := store.Own(ctx, partition, "load")
 	if err != nil {
 		return err
@@ -247,7 +247,9 @@ func sealAll(ctx context.Context, cfg Config, store *eventstore.Store, key []byt
 		}
 	}
 	stop()
-	<-ended // it was stopped
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		return err
+	}
 	if len(wrong) > 0 {
 		return fmt.Errorf("the log is not as it was sealed: %s", wrong[0])
 	}
