@@ -6,6 +6,7 @@ package projections
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -28,6 +29,16 @@ type Model struct {
 
 // Models are all read models.
 var Models = []Model{accounts, domains, apiKeys, emails, requests, refusals}
+
+// Find returns the read model of a name.
+func Find(name string) (Model, error) {
+	for _, m := range Models {
+		if m.Name == name {
+			return m, nil
+		}
+	}
+	return Model{}, fmt.Errorf("projections: there is no read model called %q", name)
+}
 
 func ledgerOnly(*eventstore.Store) []string { return []string{eventstore.Ledger} }
 

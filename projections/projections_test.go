@@ -124,6 +124,23 @@ func (w world) fill(t *testing.T) {
 	}
 }
 
+func (w world) rebuilder(t *testing.T) *projections.Rebuilder {
+	t.Helper()
+	owner := must(pgxpool.New(t.Context(), w.db.Owner))(t)
+	t.Cleanup(owner.Close)
+	return projections.NewRebuilder(owner, w.store, quiet)
+}
+
+func must[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
 // run projects until everything that is in the log is there.
 func (w world) run(t *testing.T) (stop func()) {
 	t.Helper()
@@ -190,10 +207,10 @@ func TestBuildingAgainGivesTheSameRows(t *testing.T) {
 	if _, err := w.writer.Exec(t.Context(), "update accounts set blocked = true; delete from emails where last_event = 'delivered'"); err != nil {
 		t.Fatal(err)
 	}
-	runner := projections.NewRunner(w.writer, w.store, quiet, projections.Models...)
+	rebuilder := w.rebuilder(t)
 	for _, m := range projections.Models {
 		var done, total uint64
-		if err := runner.Rebuild(t.Context(), m.Name, func(d, n uint64) { done, total = d, n }); err != nil {
+		if err := rebuilder.Rebuild(t.Context(), m, func(d, n uint64) { done, total = d, n }); err != nil {
 			t.Fatal(err)
 		}
 		if done != total {
@@ -213,14 +230,15 @@ func TestBuildingAgainGivesTheSameRows(t *testing.T) {
 	}
 	defer conn.Close(t.Context())
 	for range 5 {
-		_ = runner.Rebuild(t.Context(), "emails", nil) // which may meet a connection that was cut
+		_ = rebuilder.Rebuild(t.Context(), must(projections.Find("emails"))(t), nil) // which may meet a connection that was cut
 		testenv.CutDatabase(t, w.db)()
 	}
-	testenv.Eventually(t, 20*time.Second, func() error { return runner.Rebuild(t.Context(), "emails", nil) })
+	testenv.Eventually(t, 20*time.Second, func() error { return rebuilder.Rebuild(t.Context(), must(projections.Find("emails"))(t), nil) })
 	testenv.Eventually(t, 20*time.Second, func() error {
 		return w.tables.Ping(t.Context())
 	})
 	w.await(t)
+	w.writer.Reset() // its connections were cut
 	if got := w.dump(t); got != want {
 		t.Errorf("after cut connections, the rows differ:\n%.1500s", got)
 	}

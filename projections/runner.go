@@ -45,7 +45,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, m := range r.models {
 		group.Go(func() error {
-			if err := r.persist(ctx, m.Name, func() error { return r.settleVersion(ctx, m) }); err != nil {
+			if err := r.persist(ctx, m.Name, func() error { return r.begin(ctx, m) }); err != nil {
 				return err
 			}
 			logs, ctx := errgroup.WithContext(ctx)
@@ -166,116 +166,26 @@ func checkpoint(ctx context.Context, pool *pgxpool.Pool, m Model, log string) (u
 	return seq, nil
 }
 
-// settleVersion empties a model that was built by another version of it.
-func (r *Runner) settleVersion(ctx context.Context, m Model) error {
+// begin makes the checkpoints of a model. One that was built by another version
+// of it has to be built again first.
+func (r *Runner) begin(ctx context.Context, m Model) error {
 	for _, log := range m.Logs(r.store) {
 		if _, err := checkpoint(ctx, r.pool, m, log); err != nil {
 			return err
 		}
 	}
-	var differs bool
-	err := r.pool.QueryRow(ctx, "select coalesce(bool_or(version <> $2), false) from checkpoints where model = $1", m.Name, m.Version).Scan(&differs)
+	differs, err := outdated(ctx, r.pool, m)
 	if err == nil && differs {
-		r.log.Info("a read model has a new version and is built again", "model", m.Name)
-		err = r.empty(ctx, m)
+		err = fmt.Errorf("projections: %s was built by another version of it, and has to be built again", m.Name)
 	}
+	return err
+}
+
+func outdated(ctx context.Context, pool *pgxpool.Pool, m Model) (bool, error) {
+	var differs bool
+	err := pool.QueryRow(ctx, "select coalesce(bool_or(version <> $2), false) from checkpoints where model = $1", m.Name, m.Version).Scan(&differs)
 	if err != nil {
-		return fmt.Errorf("projections: settle the version of %s: %w", m.Name, err)
+		return false, fmt.Errorf("projections: look for the version of %s: %w", m.Name, err)
 	}
-	return nil
-}
-
-// empty deletes a model's rows and sets its checkpoints to the beginning. Whoever
-// writes it waits meanwhile, because the checkpoints are locked first.
-func (r *Runner) empty(ctx context.Context, m Model) error {
-	return pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "select 1 from checkpoints where model = $1 order by log for update", m.Name); err != nil {
-			return err
-		}
-		for _, table := range m.Tables {
-			if _, err := tx.Exec(ctx, "truncate "+pgx.Identifier{table}.Sanitize()); err != nil {
-				return err
-			}
-		}
-		_, err := tx.Exec(ctx, "update checkpoints set seq = 0, error = '', version = $2 where model = $1", m.Name, m.Version)
-		return err
-	})
-}
-
-// Rebuild empties a model and builds it again from the log, up to what the log
-// holds now; a running server keeps it up to date from there. progress, if not
-// nil, is told how many entries are done of how many.
-func (r *Runner) Rebuild(ctx context.Context, name string, progress func(done, total uint64)) error {
-	for _, m := range r.models {
-		if m.Name != name {
-			continue
-		}
-		heads := map[string]uint64{}
-		var total uint64
-		for _, log := range m.Logs(r.store) {
-			head, err := r.store.Head(ctx, log)
-			if err != nil {
-				return err
-			}
-			heads[log] = head
-			total += head
-			if _, err := checkpoint(ctx, r.pool, m, log); err != nil {
-				return err
-			}
-		}
-		if err := r.empty(ctx, m); err != nil {
-			return fmt.Errorf("projections: empty %s: %w", name, err)
-		}
-		return r.catchUp(ctx, m, heads, func(done uint64) {
-			if progress != nil {
-				progress(done, total)
-			}
-		})
-	}
-	return fmt.Errorf("projections: there is no read model called %q", name)
-}
-
-func (r *Runner) catchUp(ctx context.Context, m Model, heads map[string]uint64, progress func(done uint64)) error {
-	moved := make(chan struct {
-		log string
-		seq uint64
-	})
-	group, ctx := errgroup.WithContext(ctx)
-	for log, head := range heads {
-		if head == 0 {
-			continue
-		}
-		group.Go(func() error {
-			for {
-				err := r.follow(ctx, m, log, head, func(seq uint64) {
-					select {
-					case moved <- struct {
-						log string
-						seq uint64
-					}{log, seq}:
-					case <-ctx.Done():
-					}
-				})
-				if !errors.Is(err, errMoved) {
-					return err
-				}
-			}
-		})
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- group.Wait() }()
-	at := map[string]uint64{}
-	for {
-		select {
-		case step := <-moved:
-			at[step.log] = min(step.seq, heads[step.log])
-			var done uint64
-			for _, seq := range at {
-				done += seq
-			}
-			progress(done)
-		case err := <-ended:
-			return err
-		}
-	}
+	return differs, nil
 }

@@ -11,12 +11,15 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"postbook.dev/postbook/internal/pgcluster"
+	"postbook.dev/postbook/migrations"
 	"postbook.dev/postbook/projections"
 )
 
 type projectionsCommand struct {
 	List    projectionsList    `cmd:"" help:"Say how far each read model is."`
-	Rebuild projectionsRebuild `cmd:"" help:"Build read models again from the log."`
+	Rebuild projectionsRebuild `cmd:"" help:"Build read models again from the log, beside the ones that are read, and put them in their place."`
+	Confirm projectionsConfirm `cmd:"" help:"Delete the tables that a read model had before it was built again."`
+	Revert  projectionsRevert  `cmd:"" help:"Go back to the tables that a read model had before it was built again."`
 }
 
 type projectionsList struct{}
@@ -83,11 +86,15 @@ func (c projectionsRebuild) Run(ctx context.Context, cfg Config, out output) err
 		return err
 	}
 	defer done()
-	runner := projections.NewRunner(pool, store, slog.New(slog.DiscardHandler), projections.Models...)
+	rebuilder := projections.NewRebuilder(pool, store, slog.New(slog.DiscardHandler))
 	for _, name := range names {
+		m, err := projections.Find(name)
+		if err != nil {
+			return err
+		}
 		start := time.Now()
 		var events uint64
-		err := runner.Rebuild(ctx, name, func(done, total uint64) {
+		err = rebuilder.Rebuild(ctx, m, func(done, total uint64) {
 			events = total
 			if !out.json {
 				showProgress(name, done, total, start)
@@ -103,6 +110,40 @@ func (c projectionsRebuild) Run(ctx context.Context, cfg Config, out output) err
 		}
 	}
 	return nil
+}
+
+type projectionsConfirm struct {
+	Model string `arg:"" help:"Name of the read model."`
+}
+
+// Run deletes what a read model had before.
+func (c projectionsConfirm) Run(ctx context.Context, cfg Config) error {
+	return withModel(ctx, cfg, c.Model, (*projections.Rebuilder).Confirm)
+}
+
+type projectionsRevert struct {
+	Model string `arg:"" help:"Name of the read model."`
+}
+
+// Run goes back to what a read model had before.
+func (c projectionsRevert) Run(ctx context.Context, cfg Config) error {
+	return withModel(ctx, cfg, c.Model, (*projections.Rebuilder).Revert)
+}
+
+func withModel(ctx context.Context, cfg Config, name string, do func(*projections.Rebuilder, context.Context, projections.Model) error) error {
+	m, err := projections.Find(name)
+	if err != nil {
+		return err
+	}
+	if err := cfg.settle(false); err != nil {
+		return err
+	}
+	pool, done, err := openTables(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return do(projections.NewRebuilder(pool, nil, slog.New(slog.DiscardHandler)), ctx, m)
 }
 
 func showProgress(name string, done, total uint64, start time.Time) {
@@ -124,6 +165,9 @@ func openTables(ctx context.Context, cfg Config) (*pgxpool.Pool, func(), error) 
 		if err != nil {
 			return nil, nil, err
 		}
+		if err := cluster.Provision(ctx, database); err != nil {
+			return nil, nil, errors.Join(err, cluster.Stop(ctx))
+		}
 		url = cluster.URL(database, "postbook")
 		stop = func() {
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -132,6 +176,9 @@ func openTables(ctx context.Context, cfg Config) (*pgxpool.Pool, func(), error) 
 		}
 	}
 	pool, err := pgxpool.New(ctx, url)
+	if err == nil {
+		err = migrations.Apply(ctx, url)
+	}
 	if err != nil {
 		stop()
 		return nil, nil, fmt.Errorf("open the database: %w", err)

@@ -67,6 +67,9 @@ func openLog(ctx context.Context, cfg *Config) (*eventstore.Store, error) {
 		}
 		c.Dir = cfg.path("log")
 	}
+	if c.Dir != "" {
+		tune()
+	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	return eventstore.Open(ctx, c)

@@ -78,9 +78,8 @@ const (
 // else: answers took ten times as long.
 const syncing = 4
 
-// start brings everything up that serving needs. After an error, and at the end,
-// stop takes it down.
-func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
+// tune sets what the environment does not.
+func tune() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
 	}
@@ -90,6 +89,12 @@ func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(runtime.NumCPU() + syncing)
 	}
+}
+
+// start brings everything up that serving needs. After an error, and at the end,
+// stop takes it down.
+func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
+	tune()
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
@@ -250,7 +255,31 @@ func (s *server) project(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	return projections.NewRunner(s.writer, s.store, s.log, projections.Models...).Run(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.upgrade(ctx) })
+	group.Go(func() error { return projections.NewRunner(s.writer, s.store, s.log, projections.Models...).Run(ctx) })
+	return group.Wait()
+}
+
+// upgrade builds read models again that an earlier version of the program built.
+// The program itself has no right to make tables.
+func (s *server) upgrade(ctx context.Context) error {
+	owner, err := pgxpool.New(ctx, s.owner)
+	if err != nil {
+		return errors.New("POSTBOOK_DATABASE_URL is not a PostgreSQL URL")
+	}
+	defer owner.Close()
+	for {
+		err := projections.NewRebuilder(owner, s.store, s.log).Upgrade(ctx, projections.Models)
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		s.log.Warn("a read model was not built again; it is tried later", "error", err)
+		select {
+		case <-time.After(10 * time.Second):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // database is the name of the read models' database.

@@ -1,0 +1,179 @@
+package projections_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"postbook.dev/postbook/projections"
+)
+
+// Whoever reads while a model is built again sees all of it, all the time, and
+// what is recorded meanwhile.
+func TestReadersNeverSeeHalf(t *testing.T) {
+	w := newWorld(t)
+	defer w.run(t)()
+	shape := w.shape(t)
+	rebuilder, emails := w.rebuilder(t), must(projections.Find("emails"))(t)
+
+	reading, stop := context.WithCancel(t.Context())
+	defer stop()
+	least := make(chan int, 1)
+	go func() {
+		fewest := 1 << 30
+		for reading.Err() == nil {
+			if all, _, err := w.tables.Emails(reading, "acme", projections.Page{}); err == nil {
+				fewest = min(fewest, len(all))
+			} else if reading.Err() == nil {
+				t.Error(err)
+			}
+		}
+		least <- fewest
+	}()
+	for range 5 {
+		if err := rebuilder.Rebuild(t.Context(), emails, nil); err != nil {
+			t.Fatal(err)
+		}
+		w.fill(t)
+		w.await(t)
+	}
+	stop()
+	if fewest := <-least; fewest < 300 {
+		t.Errorf("a reader saw %d of 300 emails", fewest)
+	}
+	if all, _, err := w.tables.Emails(t.Context(), "acme", projections.Page{}); err != nil || len(all) != 6*300 {
+		t.Errorf("in the end there are %d emails, %v", len(all), err)
+	}
+	if got := w.shape(t); got != shape {
+		t.Errorf("the tables are not what they were:\n%s\nwant\n%s", got, shape)
+	}
+}
+
+// shape is what the database says of the live tables: columns, indexes,
+// constraints, options and grants.
+func (w world) shape(t *testing.T) string {
+	t.Helper()
+	conn := must(pgx.Connect(t.Context(), w.db.Owner))(t)
+	defer conn.Close(t.Context())
+	rows := must(conn.Query(t.Context(), `
+		select indexdef from pg_indexes where schemaname = 'public'
+		union all select format('%s %s', conrelid::regclass, pg_get_constraintdef(oid)) from pg_constraint where connamespace = 'public'::regnamespace
+		union all select format('%s %s', relname, reloptions) from pg_class where relnamespace = 'public'::regnamespace
+		union all select format('%s %s %s', table_name, grantee, privilege_type) from information_schema.role_table_grants where table_schema = 'public'
+		union all select format('%s %s %s %s %s', table_name, column_name, data_type, is_nullable, ordinal_position) from information_schema.columns where table_schema = 'public'
+		order by 1`))(t)
+	return strings.Join(must(pgx.CollectRows(rows, pgx.RowTo[string]))(t), "\n")
+}
+
+// What was built before a crash is not built again.
+func TestBuildingGoesOnAfterACrash(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)()
+	want := w.dump(t)
+	rebuilder, emails := w.rebuilder(t), must(projections.Find("emails"))(t)
+	ctx, crash := context.WithCancel(t.Context())
+	err := rebuilder.Rebuild(ctx, emails, func(done, total uint64) {
+		if done > 0 && done < total {
+			crash()
+		}
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatalf("it ended with %v", err)
+	}
+	if got := w.dump(t); got != want {
+		t.Error("what is read has changed although nothing was finished")
+	}
+	var kept, rows int
+	owner := must(pgxpool.New(t.Context(), w.db.Owner))(t)
+	defer owner.Close()
+	count := "select (select sum(seq) from building_emails.checkpoints), (select count(*) from building_emails.emails)"
+	if err := owner.QueryRow(t.Context(), count).Scan(&kept, &rows); err != nil || kept == 0 || rows == 0 {
+		t.Fatalf("of what was built %d entries and %d rows were kept, %v", kept, rows, err)
+	}
+	// A mark on a row that was built shows that it stays.
+	if _, err := owner.Exec(t.Context(), "update building_emails.emails set sender_id = 'built before the crash'"); err != nil {
+		t.Fatal(err)
+	}
+	if err := rebuilder.Rebuild(t.Context(), emails, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(w.dump(t), "built before the crash"); got != rows {
+		t.Errorf("%d rows of %d were built before the crash", got, rows)
+	}
+}
+
+// What was replaced is there until somebody says that it is not needed.
+func TestWhatWasReplacedIsKept(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)()
+	rebuilder, accounts := w.rebuilder(t), must(projections.Find("accounts"))(t)
+	if err := rebuilder.Revert(t.Context(), accounts); err == nil {
+		t.Error("there is something to go back to before anything was built")
+	}
+	must(w.writer.Exec(t.Context(), "update accounts set name = 'edited'"))(t)
+	edited := w.dump(t)
+	if err := rebuilder.Rebuild(t.Context(), accounts, nil); err != nil {
+		t.Fatal(err)
+	}
+	rebuilt := w.dump(t)
+	if rebuilt == edited {
+		t.Fatal("an edited row was built again as it was edited")
+	}
+	if err := rebuilder.Revert(t.Context(), accounts); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.dump(t); got != edited {
+		t.Errorf("after going back:\n%s\nwant\n%s", got, edited)
+	}
+	if err := rebuilder.Rebuild(t.Context(), accounts, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := rebuilder.Confirm(t.Context(), accounts); err != nil {
+		t.Fatal(err)
+	}
+	if err := rebuilder.Revert(t.Context(), accounts); err == nil {
+		t.Error("there is something to go back to after it was confirmed")
+	}
+	if got := w.dump(t); got != rebuilt {
+		t.Errorf("after it was confirmed:\n%s", got)
+	}
+}
+
+// A model of another version is built again; until then the old one is read.
+func TestANewVersionIsBuiltBesideTheOld(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)()
+	must(w.writer.Exec(t.Context(), "update checkpoints set version = 99 where model = 'accounts'"))(t)
+	must(w.writer.Exec(t.Context(), "update accounts set name = 'of another version'"))(t)
+	stop := w.run(t)
+	defer stop()
+	if got := w.dump(t); !strings.Contains(got, "of another version") {
+		t.Fatalf("the old one is not read any more:\n%s", got)
+	}
+	if err := w.rebuilder(t).Upgrade(t.Context(), projections.Models); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.dump(t); strings.Contains(got, "of another version") {
+		t.Errorf("the old one is still read:\n%s", got)
+	}
+}
+
+// Two do not build one model at once.
+func TestOnlyOneBuilds(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)()
+	emails := must(projections.Find("emails"))(t)
+	var second error
+	err := w.rebuilder(t).Rebuild(t.Context(), emails, func(done, total uint64) {
+		if done < total {
+			second = w.rebuilder(t).Rebuild(t.Context(), emails, nil)
+		}
+	})
+	if err != nil || !errors.Is(second, projections.ErrUnderWay) {
+		t.Errorf("the first %v, the second %v", err, second)
+	}
+}
