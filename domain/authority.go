@@ -63,6 +63,9 @@ var Authorities = Table{
 	"email.report":     {theSystem},
 	"email.abandon":    {theSystem},
 
+	"readmodel.report": {theSystem, operatorAtHost},
+	"readmodel.repair": {operatorAtHost},
+
 	"seal.report": {theSystem, operatorAtHost},
 	"seal.rotate": {operatorAtHost},
 

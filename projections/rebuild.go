@@ -47,11 +47,11 @@ func named(schema, name string) string { return pgx.Identifier{schema, name}.San
 // Rebuild builds a model from the log. progress, if not nil, is told how many
 // entries are done of how many.
 func (b *Rebuilder) Rebuild(ctx context.Context, m Model, progress func(done, total uint64)) error {
-	return b.alone(ctx, m, func(ctx context.Context) error {
-		if err := b.prepare(ctx, m); err != nil {
+	return b.alone(ctx, building(m), func(ctx context.Context) error {
+		if err := b.prepare(ctx, m, building(m)); err != nil {
 			return fmt.Errorf("projections: prepare to build %s: %w", m.Name, err)
 		}
-		aside, err := b.aside(ctx, m)
+		aside, err := b.aside(ctx, m, building(m))
 		if err != nil {
 			return err
 		}
@@ -96,7 +96,7 @@ func (b *Rebuilder) Upgrade(ctx context.Context, models []Model) error {
 
 // Confirm deletes the tables that a model had before it was built again.
 func (b *Rebuilder) Confirm(ctx context.Context, m Model) error {
-	return b.alone(ctx, m, func(ctx context.Context) error {
+	return b.alone(ctx, building(m), func(ctx context.Context) error {
 		return pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error { return dropRetired(ctx, tx, m) })
 	})
 }
@@ -104,7 +104,7 @@ func (b *Rebuilder) Confirm(ctx context.Context, m Model) error {
 // Revert puts back the tables that a model had before. They catch up by
 // themselves.
 func (b *Rebuilder) Revert(ctx context.Context, m Model) error {
-	err := b.alone(ctx, m, func(ctx context.Context) error {
+	err := b.alone(ctx, building(m), func(ctx context.Context) error {
 		return pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, "select from public.checkpoints where model = $1 order by log for update", m.Name); err != nil {
 				return err
@@ -130,21 +130,21 @@ func (b *Rebuilder) Revert(ctx context.Context, m Model) error {
 	return nil
 }
 
-// alone does something about a model that nobody else may do meanwhile.
-func (b *Rebuilder) alone(ctx context.Context, m Model, do func(context.Context) error) error {
+// alone does something in a schema that nobody else may do meanwhile.
+func (b *Rebuilder) alone(ctx context.Context, schema string, do func(context.Context) error) error {
 	conn, err := b.pool.Acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("projections: build %s: %w", m.Name, err)
+		return fmt.Errorf("projections: lock %s: %w", schema, err)
 	}
 	defer conn.Release()
 	h := fnv.New64a()
-	h.Write([]byte("postbook rebuild " + m.Name))
+	h.Write([]byte("postbook " + schema))
 	var got bool
 	if err := conn.QueryRow(ctx, "select pg_try_advisory_lock($1)", int64(h.Sum64())).Scan(&got); err != nil {
-		return fmt.Errorf("projections: build %s: %w", m.Name, err)
+		return fmt.Errorf("projections: lock %s: %w", schema, err)
 	}
 	if !got {
-		return fmt.Errorf("%w: %s", ErrUnderWay, m.Name)
+		return fmt.Errorf("%w: %s", ErrUnderWay, schema)
 	}
 	defer func() {
 		// Without its session the lock ends as well.
@@ -153,11 +153,10 @@ func (b *Rebuilder) alone(ctx context.Context, m Model, do func(context.Context)
 	return do(ctx)
 }
 
-// prepare makes the schema and the tables of a model in the making, unless they
+// prepare makes the schema and the tables of a model beside the live one, unless they
 // are there from an earlier try of this version.
-func (b *Rebuilder) prepare(ctx context.Context, m Model) error {
+func (b *Rebuilder) prepare(ctx context.Context, m Model, schema string) error {
 	return pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error {
-		schema := building(m)
 		var begun bool
 		if err := tx.QueryRow(ctx, "select to_regclass($1) is not null", named(schema, "checkpoints")).Scan(&begun); err != nil {
 			return err
@@ -232,10 +231,10 @@ func (b *Rebuilder) finish(ctx context.Context, m Model) error {
 	return nil
 }
 
-// aside is a runner whose tables are those of a model in the making.
-func (b *Rebuilder) aside(ctx context.Context, m Model) (*Runner, error) {
+// aside is a runner whose tables are those of a schema.
+func (b *Rebuilder) aside(ctx context.Context, m Model, schema string) (*Runner, error) {
 	cfg := b.pool.Config()
-	cfg.ConnConfig.RuntimeParams["search_path"] = building(m)
+	cfg.ConnConfig.RuntimeParams["search_path"] = schema
 	// What is lost with the database's last moments is built again.
 	cfg.ConnConfig.RuntimeParams["synchronous_commit"] = "off"
 	cfg.MaxConns = max(cfg.MaxConns, 8)

@@ -101,6 +101,12 @@ func (r *Runner) follow(ctx context.Context, m Model, log string, stopAt uint64,
 	}
 	f := eventstore.Following{Log: log, After: at, MaxBatch: maxBatch, Linger: linger, StopAt: stopAt}
 	return r.store.Follow(ctx, f, func(ctx context.Context, entries []eventstore.Entry) error {
+		for stopAt > 0 && len(entries) > 0 && entries[len(entries)-1].Seq > stopAt {
+			entries = entries[:len(entries)-1]
+		}
+		if len(entries) == 0 {
+			return nil
+		}
 		if err := r.apply(ctx, m, log, at, entries); err != nil {
 			return err
 		}

@@ -59,6 +59,7 @@ func (c benchLoad) Run(ctx context.Context, cfg Config, out output) error {
 	}
 	group, filling := errgroup.WithContext(ctx)
 	parts := store.Partitions()
+	progress := out.progress("events")
 	for p := range parts {
 		group.Go(func() error {
 			share := c.Events / parts
@@ -66,8 +67,8 @@ func (c benchLoad) Run(ctx context.Context, cfg Config, out output) error {
 				share++
 			}
 			return c.fill(filling, store, p, share, ids, func(done int) {
-				if p == 0 && !out.json {
-					showProgress("events", uint64(done*parts), uint64(c.Events), begun)
+				if p == 0 {
+					progress(uint64(done*parts), uint64(c.Events))
 				}
 			})
 		})
@@ -83,7 +84,7 @@ func (c benchLoad) Run(ctx context.Context, cfg Config, out output) error {
 	if printed, err := out.object(result); printed {
 		return err
 	}
-	fmt.Printf("\r\033[K%d events in %s, %.0f a second; sealed in another %s\n", c.Events, filled.Round(time.Millisecond), float64(c.Events)/filled.Seconds(), (time.Since(begun) - filled).Round(time.Millisecond))
+	fmt.Printf("%d events in %s, %.0f a second; sealed in another %s\n", c.Events, filled.Round(time.Millisecond), float64(c.Events)/filled.Seconds(), (time.Since(begun) - filled).Round(time.Millisecond))
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strconv"
 	"time"
 
@@ -94,11 +95,10 @@ func (c projectionsRebuild) Run(ctx context.Context, cfg Config, out output) err
 		}
 		start := time.Now()
 		var events uint64
+		progress := out.progress(name)
 		err = rebuilder.Rebuild(ctx, m, func(done, total uint64) {
 			events = total
-			if !out.json {
-				showProgress(name, done, total, start)
-			}
+			progress(done, total)
 		})
 		if err != nil {
 			return fmt.Errorf("rebuild %s: %w", name, err)
@@ -106,7 +106,7 @@ func (c projectionsRebuild) Run(ctx context.Context, cfg Config, out output) err
 		if printed, err := out.object(map[string]any{"model": name, "entries": events, "seconds": time.Since(start).Seconds()}); err != nil {
 			return err
 		} else if !printed {
-			fmt.Printf("\r\033[K%s: %d entries in %s\n", name, events, time.Since(start).Round(time.Millisecond))
+			fmt.Printf("%s: %d entries in %s\n", name, events, time.Since(start).Round(time.Millisecond))
 		}
 	}
 	return nil
@@ -146,11 +146,25 @@ func withModel(ctx context.Context, cfg Config, name string, do func(*projection
 	return do(projections.NewRebuilder(pool, nil, slog.New(slog.DiscardHandler)), ctx, m)
 }
 
-func showProgress(name string, done, total uint64, start time.Time) {
-	took := time.Since(start).Seconds()
-	rate := float64(done) / max(took, 0.001)
-	left := time.Duration(float64(total-min(done, total)) / max(rate, 1) * float64(time.Second))
-	fmt.Printf("\r\033[K%s: %d of %d, %.0f a second, %s left", name, done, total, rate, left.Round(time.Second))
+// progress tells people at a terminal how far something is, five times a second.
+func (o output) progress(what string) func(done, total uint64) {
+	info, err := os.Stderr.Stat()
+	if o.json || err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return func(_, _ uint64) {}
+	}
+	begun, told := time.Now(), time.Time{}
+	return func(done, total uint64) {
+		if time.Since(told) < 200*time.Millisecond && done < total {
+			return
+		}
+		told = time.Now()
+		rate := float64(done) / max(time.Since(begun).Seconds(), 0.001)
+		left := time.Duration(float64(total-min(done, total)) / max(rate, 1) * float64(time.Second))
+		fmt.Fprintf(os.Stderr, "\r\033[K%s: %d of %d, %.0f a second, %s left", what, done, total, rate, left.Round(time.Second))
+		if done >= total {
+			fmt.Fprint(os.Stderr, "\r\033[K")
+		}
+	}
 }
 
 // openTables connects to the read models as the one who writes them: those of

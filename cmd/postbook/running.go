@@ -61,6 +61,11 @@ func openLog(ctx context.Context, cfg *Config) (*eventstore.Store, error) {
 	if r, ok := found(*cfg); ok {
 		c.URL = r.NATSURL
 	}
+	if _, err := os.Stat(cfg.sealPath(markKeyFile)); err == nil {
+		if c.MarkKey, err = markKey(*cfg); err != nil {
+			return nil, err
+		}
+	}
 	if c.URL == "" {
 		if _, err := os.Stat(cfg.path("log")); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("there is no log in %s: start the server first, or set POSTBOOK_DATA_DIR", cfg.DataDir)

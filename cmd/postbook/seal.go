@@ -108,11 +108,11 @@ func (s *server) startNotary(ctx context.Context, group *errgroup.Group) {
 	})
 }
 
-// system is the authority of the notary.
-func system(now time.Time) domain.Authority {
+// system is the authority of a part of this system.
+func system(now time.Time, part string) domain.Authority {
 	id := uuid.Must(uuid.NewV7())
 	return domain.Authority{
-		Actor: domain.Actor{Kind: domain.System, ID: "notary"}, Account: domain.Platform,
+		Actor: domain.Actor{Kind: domain.System, ID: part}, Account: domain.Platform,
 		Via: domain.ViaWorker, Auth: domain.Internal, At: now, Command: id, Correlation: id,
 	}
 }
@@ -134,7 +134,7 @@ func (s *server) tellKeys(ctx context.Context) error {
 func (s *server) sealBroken(ctx context.Context, f seal.Finding) {
 	s.log.Error("a log is not as it was sealed", "log", f.Log, "seq", f.Seq, "kind", f.Kind, "detail", f.Detail)
 	found := sealed.Broken{Log: f.Log, Seq: f.Seq, Kind: string(f.Kind), Detail: f.Detail}
-	_, err := eventstore.Execute(ctx, s.store, sealed.Decider, sealed.Stream(), sealed.Command(sealed.Report{Authority: system(time.Now()), Found: found}))
+	_, err := eventstore.Execute(ctx, s.store, sealed.Decider, sealed.Stream(), sealed.Command(sealed.Report{Authority: system(time.Now(), "notary"), Found: found}))
 	if err != nil {
 		s.log.Error("a finding about the seal is not on record", "error", err)
 	}

@@ -51,6 +51,7 @@ type server struct {
 	owner     string             // URL of the database's owner
 	writer    *pgxpool.Pool      // of the read models
 	reader    *pgxpool.Pool
+	maker     *pgxpool.Pool // of the tables, as their owner: to build and to verify read models
 	markKey   []byte
 	notary    *notary.Notary // nil without the role workers
 	directory *directory.Directory
@@ -194,12 +195,15 @@ func (s *server) openDatabase(ctx context.Context) error {
 	if s.writer, err = projections.Connect(ctx, writerURL); err != nil {
 		return err
 	}
-	if s.reader, err = pgxpool.New(ctx, readerURL); err != nil {
-		return errors.New("POSTBOOK_DATABASE_URL is not a PostgreSQL URL")
+	for pool, url := range map[**pgxpool.Pool]string{&s.reader: readerURL, &s.maker: s.owner} {
+		if *pool, err = pgxpool.New(ctx, url); err != nil {
+			return errors.New("POSTBOOK_DATABASE_URL is not a PostgreSQL URL")
+		}
 	}
 	s.atEnd(func(context.Context) error {
 		s.writer.Close()
 		s.reader.Close()
+		s.maker.Close()
 		return nil
 	})
 	return nil
@@ -257,6 +261,7 @@ func (s *server) project(ctx context.Context) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.upgrade(ctx) })
+	group.Go(func() error { return s.watchReadModels(ctx) })
 	group.Go(func() error { return projections.NewRunner(s.writer, s.store, s.log, projections.Models...).Run(ctx) })
 	return group.Wait()
 }
@@ -264,13 +269,8 @@ func (s *server) project(ctx context.Context) error {
 // upgrade builds read models again that an earlier version of the program built.
 // The program itself has no right to make tables.
 func (s *server) upgrade(ctx context.Context) error {
-	owner, err := pgxpool.New(ctx, s.owner)
-	if err != nil {
-		return errors.New("POSTBOOK_DATABASE_URL is not a PostgreSQL URL")
-	}
-	defer owner.Close()
 	for {
-		err := projections.NewRebuilder(owner, s.store, s.log).Upgrade(ctx, projections.Models)
+		err := projections.NewRebuilder(s.maker, s.store, s.log).Upgrade(ctx, projections.Models)
 		if err == nil || ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -16,28 +15,52 @@ import (
 
 type verifyCommand struct {
 	Log         bool     `help:"Hold every entry of the logs against the seal."`
+	ReadModels  bool     `help:"Hold every row of the read models against what the log makes of them."`
+	Model       []string `help:"Only these read models."`
+	Repair      bool     `help:"Put rows of read models back, after what was found is on record."`
 	Key         []string `help:"Public key that signs the seal; give those that you keep. Without any, the data directory's own are used, which whoever could change the log could change too."`
 	Copy        []string `help:"Folder or file of checkpoints that were kept elsewhere."`
 	WitnessKeys []string `name:"witness-key" help:"Public key of a witness whose cosignatures count."`
 }
 
-// Run verifies, beside a running server or without one. It opens nothing for
-// writing.
+// Run verifies what is asked for, or everything: beside a running server, or
+// without one.
 func (c verifyCommand) Run(ctx context.Context, cfg Config, out output) error {
-	if !c.Log {
-		return errors.New("say what to verify: --log")
-	}
 	if err := cfg.settle(false); err != nil {
 		return err
 	}
+	both := !c.Log && !c.ReadModels
+	sound := true
+	for _, part := range []struct {
+		asked bool
+		do    func(context.Context, Config, output) (bool, error)
+	}{{c.Log, c.verifyLog}, {c.ReadModels, c.verifyReadModels}} {
+		if !part.asked && !both {
+			continue
+		}
+		ok, err := part.do(ctx, cfg, out)
+		if err != nil {
+			return err
+		}
+		sound = sound && ok
+	}
+	if !sound {
+		return errUnsound
+	}
+	return nil
+}
+
+// verifyLog holds the logs against the seal, and reports whether they fit. It opens
+// nothing for writing.
+func (c verifyCommand) verifyLog(ctx context.Context, cfg Config, out output) (bool, error) {
 	begun := time.Now()
 	v, instance, err := c.against(cfg)
 	if err != nil {
-		return err
+		return false, err
 	}
 	reading, done, err := c.reading(ctx, cfg)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer done()
 	sound := true
@@ -45,16 +68,16 @@ func (c verifyCommand) Run(ctx context.Context, cfg Config, out output) error {
 	for _, log := range reading.logs {
 		v.Log, v.Dir, v.Origin = log, cfg.sealPath(log), seal.Origin(instance, log)
 		if v.Copies, err = c.copies(cfg, log); err != nil {
-			return err
+			return false, err
 		}
 		report, err := v.Verify(ctx, reading.sums(log))
 		if err != nil {
-			return fmt.Errorf("verify %s: %w", log, err)
+			return false, fmt.Errorf("verify %s: %w", log, err)
 		}
 		sound = sound && report.OK()
 		entries += report.Entries
 		if err := out.report(report); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if !out.json {
@@ -64,10 +87,7 @@ func (c verifyCommand) Run(ctx context.Context, cfg Config, out output) error {
 			fmt.Println("Checked with the keys of this data directory: give --key to use one that you keep.")
 		}
 	}
-	if !sound {
-		return errUnsound
-	}
-	return nil
+	return sound, nil
 }
 
 // against is what the logs are held against, and the name of the instance.

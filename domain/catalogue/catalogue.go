@@ -10,6 +10,7 @@ import (
 	"postbook.dev/postbook/domain/email"
 	"postbook.dev/postbook/domain/member"
 	"postbook.dev/postbook/domain/name"
+	"postbook.dev/postbook/domain/readmodel"
 	"postbook.dev/postbook/domain/seal"
 	"postbook.dev/postbook/domain/sender"
 	"postbook.dev/postbook/domain/staff"
@@ -27,5 +28,6 @@ func Registry() *domain.Registry {
 		member.Catalogue,
 		access.Catalogue,
 		seal.Catalogue,
+		readmodel.Catalogue,
 	)
 }

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postbook.dev/postbook/internal/testenv"
+)
+
+// A row that somebody edits is found by the server itself within a minute, is an
+// event, and can be put back.
+func TestAnEditedRowIsFoundByItself(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	if out, err := i.postbook("verify"); err != nil || strings.Contains(out, "NOT") {
+		t.Fatalf("before anything was changed: %v\n%s", err, out)
+	}
+	db, err := pgx.Connect(t.Context(), i.facts.DatabaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(t.Context())
+	if _, err := db.Exec(t.Context(), "update accounts set blocked = true, name = 'Mallory'"); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, time.Minute, func() error {
+		out, err := i.postbook("events", "show", "platform.readmodel.accounts")
+		if err != nil || !strings.Contains(out, "readmodel.drifted") || !strings.Contains(out, `"blocked"`) || strings.Contains(out, "Mallory") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	out, err := i.postbook("verify", "--read-models", "--repair")
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || !strings.Contains(out, `name is "Mallory", and the log says "Development"`) || !strings.Contains(out, "put back") {
+		t.Errorf("verify: %v\n%s", err, out)
+	}
+	if out, err := i.postbook("verify", "--read-models"); err != nil {
+		t.Errorf("after the repair: %v\n%s", err, out)
+	}
+	i.stop()
+	if out, err := i.postbook("verify"); err != nil {
+		t.Errorf("without a server: %v\n%s", err, out)
+	}
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/readmodel"
+	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/projections"
+)
+
+// How often read models are held against the log. Those that are made of the
+// ledger say who may do what, in the eyes of whoever looks at them: they are small,
+// and looked at all the time.
+const (
+	verifySmall = 30 * time.Second
+	verifyAll   = 24 * time.Hour
+	afterStart  = 10 * time.Minute // for the large ones, which a start need not wait for
+)
+
+// watchReadModels verifies the read models until ctx ends, and puts on record what
+// it finds.
+func (s *server) watchReadModels(ctx context.Context) error {
+	verifier := projections.NewRebuilder(s.maker, s.store, s.log)
+	small := func(m projections.Model) bool { return slices.Equal(m.Logs(s.store), []string{eventstore.Ledger}) }
+	next := map[string]time.Time{}
+	for _, m := range projections.Models {
+		if !small(m) {
+			next[m.Name] = time.Now().Add(afterStart)
+		}
+	}
+	tick := time.NewTicker(verifySmall / 3)
+	defer tick.Stop()
+	for {
+		for _, m := range projections.Models {
+			if time.Now().Before(next[m.Name]) {
+				continue
+			}
+			every := verifyAll
+			if small(m) {
+				every = verifySmall
+			}
+			drift, err := verifier.Verify(ctx, m, nil)
+			switch {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case err != nil:
+				s.log.Warn("a read model was not verified; it is tried again", "model", m.Name, "error", err)
+				continue
+			}
+			next[m.Name] = time.Now().Add(every)
+			if len(drift) == 0 {
+				continue
+			}
+			for _, d := range drift[:min(len(drift), 10)] {
+				s.log.Error("a row was changed behind the log's back", "table", d.Table, "row", d.Key, "kind", d.Kind)
+			}
+			if err := reportDrift(ctx, s.store, system(time.Now(), "verifier"), m, drift); err != nil {
+				s.log.Error("a finding about a read model is not on record", "error", err)
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// reportDrift puts on record which rows differ, but not what is in them.
+func reportDrift(ctx context.Context, store *eventstore.Store, by domain.Authority, m projections.Model, drift []projections.Drift) error {
+	report := readmodel.Report{Authority: by}
+	for _, d := range drift {
+		row := readmodel.Drifted{Table: d.Table, Key: d.Key, Kind: string(d.Kind)}
+		for _, f := range d.Fields {
+			row.Fields = append(row.Fields, f.Field)
+		}
+		report.Rows = append(report.Rows, row)
+	}
+	_, err := eventstore.Execute(ctx, store, readmodel.Decider, readmodel.Stream(m.Name), readmodel.Command(report))
+	return err
+}
+
+// verifyReadModels compares the read models with what the log makes of them, and
+// reports whether they are the same.
+func (c verifyCommand) verifyReadModels(ctx context.Context, cfg Config, out output) (bool, error) {
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return false, err
+	}
+	defer store.Close()
+	pool, done, err := openTables(ctx, cfg)
+	if err != nil {
+		return false, err
+	}
+	defer done()
+	verifier := projections.NewRebuilder(pool, store, slog.New(slog.DiscardHandler))
+	sound := true
+	for _, m := range projections.Models {
+		if len(c.Model) > 0 && !slices.Contains(c.Model, m.Name) {
+			continue
+		}
+		begun := time.Now()
+		drift, err := verifier.Verify(ctx, m, out.progress(m.Name))
+		if errors.Is(err, projections.ErrUnderWay) {
+			err = fmt.Errorf("%w: the server is verifying it at this moment; try again", err)
+		}
+		if err != nil {
+			return false, err
+		}
+		if err := out.drift(m, drift, time.Since(begun)); err != nil {
+			return false, err
+		}
+		if len(drift) == 0 {
+			continue
+		}
+		sound = false
+		if err := reportDrift(ctx, store, operator(time.Now()), m, drift); err != nil {
+			return false, fmt.Errorf("put on record what was found: %w", err)
+		}
+		if c.Repair {
+			if err := repair(ctx, store, verifier, m, drift); err != nil {
+				return false, err
+			}
+			if !out.json {
+				fmt.Printf("  %d rows were put back\n", len(drift))
+			}
+		}
+	}
+	return sound, nil
+}
+
+func repair(ctx context.Context, store *eventstore.Store, verifier *projections.Rebuilder, m projections.Model, drift []projections.Drift) error {
+	if err := verifier.Repair(ctx, m, drift); err != nil {
+		return err
+	}
+	by := readmodel.Repair{Authority: operator(time.Now()), Rows: len(drift)}
+	_, err := eventstore.Execute(ctx, store, readmodel.Decider, readmodel.Stream(m.Name), readmodel.Command(by))
+	return err
+}
+
+func (o output) drift(m projections.Model, drift []projections.Drift, took time.Duration) error {
+	if printed, err := o.object(map[string]any{"model": m.Name, "seconds": took.Seconds(), "drift": drift}); printed {
+		return err
+	}
+	verdict := "as the log makes it"
+	if len(drift) > 0 {
+		verdict = "NOT as the log makes it"
+	}
+	fmt.Printf("%-8s  %s, in %s\n", m.Name, verdict, took.Round(time.Millisecond))
+	for _, d := range drift[:min(len(drift), 20)] {
+		fmt.Println("  " + d.String())
+	}
+	if more := len(drift) - 20; more > 0 {
+		fmt.Printf("  and %d more\n", more)
+	}
+	return nil
+}

@@ -1,0 +1,357 @@
+package projections
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Drift is a row of a read model that the log does not explain: somebody has
+// changed it by another way than the projection.
+type Drift struct {
+	Model  string       `json:"model"`
+	Table  string       `json:"table"`
+	Key    string       `json:"key"`
+	Kind   DriftKind    `json:"kind"`
+	Fields []Difference `json:"fields,omitempty"`
+}
+
+// DriftKind says what was done to a row.
+type DriftKind string
+
+// The kinds of drift.
+const (
+	Edited   DriftKind = "edited"
+	Deleted  DriftKind = "deleted"
+	Inserted DriftKind = "inserted"
+)
+
+// Difference is a field that is not what the log makes of it.
+type Difference struct {
+	Field    string          `json:"field"`
+	Found    json.RawMessage `json:"found"`
+	Expected json.RawMessage `json:"expected"`
+}
+
+func (d Drift) String() string {
+	s := fmt.Sprintf("%s: row %s was %s", d.Table, d.Key, d.Kind)
+	for _, f := range d.Fields {
+		s += fmt.Sprintf("; %s is %s, and the log says %s", f.Field, f.Found, f.Expected)
+	}
+	return s
+}
+
+// maxDrift bounds the rows that are listed of one table.
+const maxDrift = 1000
+
+func verifying(m Model) string { return "verifying_" + m.Name }
+
+// Verify compares a model with what the log makes of it, and lists the rows that
+// differ. It replays the log into tables of its own, which it keeps: the next time
+// it reads only what has come since. The live tables are read as they were at one
+// moment, and the replay is brought to the same.
+func (b *Rebuilder) Verify(ctx context.Context, m Model, progress func(done, total uint64)) ([]Drift, error) {
+	found, err := b.beyond(ctx, m)
+	if err != nil || len(found) > 0 {
+		return found, err
+	}
+	err = b.alone(ctx, verifying(m), func(ctx context.Context) error {
+		return b.compared(ctx, m, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, "", progress, func(tx pgx.Tx, aside *Runner) (err error) {
+			for _, table := range m.Tables {
+				drift, err := compare(ctx, tx, aside, m, table)
+				if err != nil {
+					return fmt.Errorf("compare %s: %w", table, err)
+				}
+				found = append(found, drift...)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("projections: verify %s: %w", m.Name, err)
+	}
+	return found, nil
+}
+
+// beyond finds checkpoints that lie behind the end of their logs: somebody has
+// moved them, and what they say is not to be believed.
+func (b *Rebuilder) beyond(ctx context.Context, m Model) ([]Drift, error) {
+	at, err := checkpoints(ctx, b.pool, live, m, "")
+	if err != nil {
+		return nil, err
+	}
+	var found []Drift
+	for log, seq := range at {
+		head, err := b.store.Head(ctx, log)
+		if err != nil {
+			return nil, err
+		}
+		if seq > head {
+			found = append(found, Drift{m.Name, "checkpoints", m.Name + "/" + log, Edited, []Difference{{"seq", fmt.Append(nil, seq), fmt.Append(nil, head)}}})
+		}
+	}
+	return found, nil
+}
+
+// Repair puts back the rows that differ, as the log makes them.
+func (b *Rebuilder) Repair(ctx context.Context, m Model, drift []Drift) error {
+	err := b.alone(ctx, verifying(m), func(ctx context.Context) error {
+		return b.compared(ctx, m, pgx.TxOptions{}, "for update", nil, func(tx pgx.Tx, _ *Runner) error {
+			for _, table := range m.Tables {
+				var keys []string
+				for _, d := range drift {
+					if d.Table == table {
+						keys = append(keys, d.Key)
+					}
+				}
+				key, err := keyOf(ctx, tx, table)
+				if err != nil {
+					return err
+				}
+				where := " x where " + key + " = any($1)"
+				if _, err := tx.Exec(ctx, "delete from "+named(live, table)+where, keys); err != nil {
+					return err
+				}
+				if _, err := tx.Exec(ctx, "insert into "+named(live, table)+" select * from "+named(verifying(m), table)+where, keys); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("projections: repair %s: %w", m.Name, err)
+	}
+	return nil
+}
+
+// compared calls do with a transaction in which the live tables are as they were
+// at one moment, and a replay that ends at the same.
+func (b *Rebuilder) compared(ctx context.Context, m Model, options pgx.TxOptions, lock string, progress func(done, total uint64), do func(pgx.Tx, *Runner) error) error {
+	if err := b.prepare(ctx, m, verifying(m)); err != nil {
+		return err
+	}
+	aside, err := b.aside(ctx, m, verifying(m))
+	if err != nil {
+		return err
+	}
+	defer aside.pool.Close()
+	// Most of the way is gone before the moment is fixed.
+	if _, err := aside.catchUpTo(ctx, m, b, progress); err != nil {
+		return err
+	}
+	return pgx.BeginTxFunc(ctx, b.pool, options, func(tx pgx.Tx) error {
+		heads, err := checkpoints(ctx, tx, live, m, lock)
+		if err != nil {
+			return err
+		}
+		if err := aside.reach(ctx, m, heads, nil); err != nil {
+			return err
+		}
+		at, err := checkpoints(ctx, aside.pool, verifying(m), m, "")
+		if err != nil {
+			return err
+		}
+		if !maps.Equal(at, heads) {
+			return errAhead
+		}
+		return do(tx, aside)
+	})
+}
+
+// errAhead says that the live model was put back behind what was replayed. The
+// next try begins anew.
+var errAhead = errors.New("projections: the model was put back while it was verified: try again")
+
+// catchUpTo replays up to where the live model is. A replay that is ahead of it
+// begins anew.
+func (r *Runner) catchUpTo(ctx context.Context, m Model, b *Rebuilder, progress func(done, total uint64)) (map[string]uint64, error) {
+	heads, err := checkpoints(ctx, b.pool, live, m, "")
+	if err != nil {
+		return nil, err
+	}
+	at, err := checkpoints(ctx, r.pool, verifying(m), m, "")
+	if err != nil {
+		return nil, err
+	}
+	var total uint64
+	for log, head := range heads {
+		total += head
+		if at[log] > head {
+			if _, err := b.pool.Exec(ctx, "drop schema "+verifying(m)+" cascade"); err != nil {
+				return nil, err
+			}
+			if err := b.prepare(ctx, m, verifying(m)); err != nil {
+				return nil, err
+			}
+			return r.catchUpTo(ctx, m, b, progress)
+		}
+	}
+	return heads, r.reach(ctx, m, heads, func(done uint64) {
+		if progress != nil {
+			progress(done, total)
+		}
+	})
+}
+
+// querier is a pool, or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// checkpoints are how far a model in a schema has read each log.
+func checkpoints(ctx context.Context, q querier, schema string, m Model, lock string) (map[string]uint64, error) {
+	rows, err := q.Query(ctx, "select log, seq from "+named(schema, "checkpoints")+" where model = $1 order by log "+lock, m.Name)
+	if err != nil {
+		return nil, fmt.Errorf("projections: read the checkpoints of %s: %w", m.Name, err)
+	}
+	at := map[string]uint64{}
+	var log string
+	var seq uint64
+	_, err = pgx.ForEachRow(rows, []any{&log, &seq}, func() error {
+		at[log] = seq
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("projections: read the checkpoints of %s: %w", m.Name, err)
+	}
+	return at, nil
+}
+
+// buckets is how many parts of a table are compared by their hashes alone.
+const buckets = 1024
+
+// keyOf is an expression for the primary key of a row called x.
+func keyOf(ctx context.Context, q querier, table string) (string, error) {
+	rows, err := q.Query(ctx, `
+		select a.attname from pg_constraint k
+		cross join unnest(k.conkey) with ordinality as c (attnum, place)
+		join pg_attribute a on a.attrelid = k.conrelid and a.attnum = c.attnum
+		where k.conrelid = $1::regclass and k.contype = 'p' order by c.place`, named(live, table))
+	if err != nil {
+		return "", err
+	}
+	columns, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return "", err
+	}
+	if len(columns) == 0 {
+		return "", fmt.Errorf("%s has no primary key", table)
+	}
+	for i, c := range columns {
+		columns[i] = "x." + pgx.Identifier{c}.Sanitize() + "::text"
+	}
+	return strings.Join(columns, " || '/' || "), nil
+}
+
+// compare finds the rows in which a live table differs from its replay. Parts of
+// them are compared by the sum of their rows' hashes under a seed that nobody can
+// know before, so that a row cannot be made to fit.
+func compare(ctx context.Context, tx pgx.Tx, aside *Runner, m Model, table string) ([]Drift, error) {
+	key, err := keyOf(ctx, tx, table)
+	if err != nil {
+		return nil, err
+	}
+	bucket := fmt.Sprintf("(hashtextextended(%s, 0) & %d)", key, buckets-1)
+	sums := func(q querier, schema string, seed int64) (map[int64]string, error) {
+		rows, err := q.Query(ctx, "select "+bucket+", count(*) || ' ' || sum(hashtextextended(x::text, $1)) from "+named(schema, table)+" x group by 1", seed)
+		if err != nil {
+			return nil, err
+		}
+		of := map[int64]string{}
+		var n int64
+		var sum string
+		_, err = pgx.ForEachRow(rows, []any{&n, &sum}, func() error {
+			of[n] = sum
+			return nil
+		})
+		return of, err
+	}
+	seed := rand.Int64()
+	found, err := sums(tx, live, seed)
+	if err != nil {
+		return nil, err
+	}
+	expected, err := sums(aside.pool, verifying(m), seed)
+	if err != nil {
+		return nil, err
+	}
+	var differ []int64
+	for n := range int64(buckets) {
+		if found[n] != expected[n] {
+			differ = append(differ, n)
+		}
+	}
+	if len(differ) == 0 {
+		return nil, nil
+	}
+	rowsOf := func(q querier, schema string) (map[string]map[string]json.RawMessage, error) {
+		rows, err := q.Query(ctx, "select "+key+", to_jsonb(x) from "+named(schema, table)+" x where "+bucket+" = any($1)", differ)
+		if err != nil {
+			return nil, err
+		}
+		of := map[string]map[string]json.RawMessage{}
+		var k string
+		var row []byte
+		_, err = pgx.ForEachRow(rows, []any{&k, &row}, func() error {
+			var fields map[string]json.RawMessage
+			if err := json.Unmarshal(row, &fields); err != nil {
+				return err
+			}
+			of[k] = fields
+			return nil
+		})
+		return of, err
+	}
+	liveRows, err := rowsOf(tx, live)
+	if err != nil {
+		return nil, err
+	}
+	replayed, err := rowsOf(aside.pool, verifying(m))
+	if err != nil {
+		return nil, err
+	}
+	return differences(m, table, liveRows, replayed), nil
+}
+
+func differences(m Model, table string, found, expected map[string]map[string]json.RawMessage) []Drift {
+	keys := slices.Collect(maps.Keys(expected))
+	for k := range found {
+		if _, both := expected[k]; !both {
+			keys = append(keys, k)
+		}
+	}
+	slices.Sort(keys)
+	var all []Drift
+	for _, k := range keys {
+		if len(all) == maxDrift {
+			break
+		}
+		d := Drift{Model: m.Name, Table: table, Key: k}
+		switch have, want := found[k], expected[k]; {
+		case have == nil:
+			d.Kind = Deleted
+		case want == nil:
+			d.Kind = Inserted
+		case !reflect.DeepEqual(have, want):
+			d.Kind = Edited
+			for _, field := range slices.Sorted(maps.Keys(want)) {
+				if string(have[field]) != string(want[field]) {
+					d.Fields = append(d.Fields, Difference{field, have[field], want[field]})
+				}
+			}
+		default:
+			continue
+		}
+		all = append(all, d)
+	}
+	return all
+}
