@@ -180,7 +180,7 @@ func (a *API) listDomains(ctx context.Context, r *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	if err := a.caughtUp(ctx, r.by.Account, eventstore.Ledger); err != nil {
+	if err := a.caughtUp(ctx, r.by.Account, "domains", eventstore.Ledger); err != nil {
 		return answer{}, err
 	}
 	rows, more, err := a.Tables.Domains(ctx, r.by.Account, p)
@@ -220,7 +220,7 @@ func (a *API) getDomain(ctx context.Context, r *request) (answer, error) {
 }
 
 func (a *API) domainAnswer(ctx context.Context, r *request, id string) (answer, error) {
-	if err := a.caughtUp(ctx, r.by.Account, eventstore.Ledger); err != nil {
+	if err := a.caughtUp(ctx, r.by.Account, "domains", eventstore.Ledger); err != nil {
 		return answer{}, err
 	}
 	row, err := a.Tables.Domain(ctx, r.by.Account, id)

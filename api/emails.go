@@ -158,7 +158,7 @@ func (a *API) listEmails(ctx context.Context, r *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	if err := a.caughtUp(ctx, r.by.Account, a.Store.MailLogs()...); err != nil {
+	if err := a.caughtUp(ctx, r.by.Account, "emails", a.Store.MailLogs()...); err != nil {
 		return answer{}, err
 	}
 	rows, more, err := a.Tables.Emails(ctx, r.by.Account, p)
@@ -242,7 +242,7 @@ func (a *API) findEmail(ctx context.Context, r *request) (projections.Email, err
 		return projections.Email{}, err
 	}
 	log := eventstore.MailLog(eventstore.Partition(uuid.MustParse(id), a.Store.Partitions()))
-	if err := a.caughtUp(ctx, r.by.Account, log); err != nil {
+	if err := a.caughtUp(ctx, r.by.Account, "emails", log); err != nil {
 		return projections.Email{}, err
 	}
 	row, err := a.Tables.Email(ctx, r.by.Account, id)

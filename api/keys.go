@@ -108,7 +108,7 @@ func (a *API) listKeys(ctx context.Context, r *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	if err := a.caughtUp(ctx, r.by.Account, eventstore.Ledger); err != nil {
+	if err := a.caughtUp(ctx, r.by.Account, "api_keys", eventstore.Ledger); err != nil {
 		return answer{}, err
 	}
 	rows, more, err := a.Tables.APIKeys(ctx, r.by.Account, p)

@@ -41,9 +41,9 @@ func (w *written) in(account, log string) (uint64, bool) {
 // patience is how long a read waits for the read models.
 const patience = 2 * time.Second
 
-// caughtUp waits until the read models show what the account has written to the
+// caughtUp waits until a read model shows what the account has written to the
 // logs.
-func (a *API) caughtUp(ctx context.Context, account string, logs ...string) error {
+func (a *API) caughtUp(ctx context.Context, account, model string, logs ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for _, log := range logs {
@@ -60,7 +60,7 @@ func (a *API) caughtUp(ctx context.Context, account string, logs ...string) erro
 		if seq == 0 {
 			continue
 		}
-		if err := a.Tables.Await(ctx, log, seq); err != nil {
+		if err := a.Tables.Await(ctx, model, log, seq); err != nil {
 			if errors.Is(err, context.DeadlineExceeded) {
 				return projections.ErrLagging
 			}

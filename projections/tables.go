@@ -36,15 +36,15 @@ func (t *Tables) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Await returns when all read models have read a log up to a sequence, or
-// ErrLagging at the context's deadline.
-func (t *Tables) Await(ctx context.Context, log string, seq uint64) error {
+// Await returns when a read model has read a log up to a sequence, or ErrLagging
+// at the context's deadline.
+func (t *Tables) Await(ctx context.Context, model, log string, seq uint64) error {
 	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
 		var behind bool
-		err := t.pool.QueryRow(ctx, "select count(*) = 0 or min(seq) < $2 from checkpoints where log = $1", log, seq).Scan(&behind)
+		err := t.pool.QueryRow(ctx, "select count(*) = 0 or min(seq) < $3 from checkpoints where model = $1 and log = $2", model, log, seq).Scan(&behind)
 		switch {
 		case errors.Is(ctx.Err(), context.DeadlineExceeded):
-			return fmt.Errorf("%w: %s has not been read up to %d", ErrLagging, log, seq)
+			return fmt.Errorf("%w: %s has not read %s up to %d", ErrLagging, model, log, seq)
 		case err != nil:
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		case !behind:
