@@ -61,28 +61,23 @@ func TestKilledUnderLoad(t *testing.T) {
 		id, _, _ := strings.Cut(key, "@") // of the Message-ID
 		taken[id] += times
 	}
-	duplicates, gaveUp := 0, 0
+	duplicates := 0
 	for id := range accepted {
 		n, h := taken[id], history[id]
 		switch {
-		case n == 0 && h.failed:
-			gaveUp++ // the stated rule: two attempts whose outcome nobody knows
 		case n == 0:
-			t.Errorf("%s was accepted and never delivered", id)
+			t.Errorf("%s was accepted and never delivered; failed: %t", id, h.failed)
 		case n > 1+h.unknown:
 			t.Errorf("%s was delivered %d times, and the log knows of %d unknown outcomes", id, n, h.unknown)
 		}
 		duplicates += max(0, n-1)
 	}
-	if gaveUp > rounds/10 {
-		t.Errorf("%d mails were given up", gaveUp)
-	}
 	unknown := 0
 	for _, h := range history {
 		unknown += h.unknown
 	}
-	t.Logf("%d kills: %d mails accepted, %d requests without an answer, %d deliveries, %d unknown outcomes, %d duplicates, %d given up after two unknown outcomes",
-		rounds, len(accepted), unanswered, sink.Total(), unknown, duplicates, gaveUp)
+	t.Logf("%d kills: %d mails accepted, %d requests without an answer, %d deliveries, %d unknown outcomes, %d duplicates",
+		rounds, len(accepted), unanswered, sink.Total(), unknown, duplicates)
 }
 
 // enough mails were accepted in a round to call it load.

@@ -113,7 +113,7 @@ const (
 	MaxRecipients = 50                  // in each of to, cc and bcc
 	MaxAhead      = 30 * 24 * time.Hour // for scheduling
 	MaxAge        = 72 * time.Hour      // of trying, RFC 5321, 4.5.4.1
-	MaxUnknown    = 2                   // attempts that may end unknown, before a recipient has failed
+	MaxUnknown    = 5                   // attempts that may end unknown, before a recipient has failed
 )
 
 // Decider is the email aggregate.

@@ -2,6 +2,7 @@ package email_test
 
 import (
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -51,6 +52,13 @@ func TestEmail(t *testing.T) {
 		return email.Report{Authority: system(), Attempt: 1, Outcomes: outcomes}
 	}
 	sent := []email.Event{accepted(), prepared, first}
+	unknown := func(times int) []email.Event { // and under way once more
+		history := slices.Clone(sent)
+		for n := range times {
+			history = append(history, email.Unresolved{0, n + 1, now, email.Reply{}}, email.Attempted{Attempt: n + 2, Recipients: []int{0}})
+		}
+		return history
+	}
 	domaintest.Tell(t, email.Decider, of, []domaintest.Story[email.Command, email.Event]{
 		{Name: "is accepted", When: accept, Then: []email.Event{accepted()}},
 		{
@@ -93,10 +101,16 @@ func TestEmail(t *testing.T) {
 		{Name: "bounces", Given: sent, When: report(email.Outcome{Recipient: 1, Kind: email.WasBounced, Reply: reply}), Then: []email.Event{email.Bounced{1, 1, reply}}},
 		{Name: "is of unknown outcome once", Given: sent, When: report(email.Outcome{Recipient: 0, Kind: email.WasUnknown, Next: now.Add(time.Minute)}), Then: []email.Event{email.Unresolved{0, 1, now.Add(time.Minute), email.Reply{}}}},
 		{
-			Name:  "has failed when it is of unknown outcome twice",
-			Given: append(sent, email.Unresolved{0, 1, now, email.Reply{}}, email.Attempted{Attempt: 2, Recipients: []int{0}}),
-			When:  email.Report{Authority: system(), Attempt: 2, Outcomes: []email.Outcome{{Recipient: 0, Kind: email.WasUnknown, Next: now}}},
-			Then:  []email.Event{email.Failed{0, 2, "The outcome of the last attempt is unknown, and a further one risks a duplicate."}},
+			Name:  "is of unknown outcome, but for one, as often as it may be",
+			Given: unknown(email.MaxUnknown - 2),
+			When:  email.Report{Authority: system(), Attempt: email.MaxUnknown - 1, Outcomes: []email.Outcome{{Recipient: 0, Kind: email.WasUnknown, Next: now}}},
+			Then:  []email.Event{email.Unresolved{0, email.MaxUnknown - 1, now, email.Reply{}}},
+		},
+		{
+			Name:  "has failed when it is of unknown outcome as often as it may be",
+			Given: unknown(email.MaxUnknown - 1),
+			When:  email.Report{Authority: system(), Attempt: email.MaxUnknown, Outcomes: []email.Outcome{{Recipient: 0, Kind: email.WasUnknown, Next: now}}},
+			Then:  []email.Event{email.Failed{0, email.MaxUnknown, "The outcome of the last attempt is unknown, and a further one risks a duplicate."}},
 		},
 		{
 			Name: "that is put off beyond its time has bounced", Given: sent,

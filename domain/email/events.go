@@ -77,8 +77,8 @@ type Deferred struct {
 }
 
 // Unresolved says that the message may or may not have been taken: its end was
-// sent and no answer came, or this program died in between. It is tried once
-// more, so the recipient may have it twice.
+// sent and no answer came, or this program died in between. It is tried
+// again, so the recipient may have it twice.
 type Unresolved struct {
 	Recipient int       `json:"recipient"`
 	Attempt   int       `json:"attempt"`
