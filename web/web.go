@@ -63,6 +63,7 @@ type Config struct {
 	Vault     Vault
 	Inbox     Inbox // nil if mail leaves the machine
 	SignIn    func(ctx context.Context, email, password, ip string) (directory.Person, error)
+	Seal      func() string // how far the logs are witnessed
 	Now       func() time.Time
 	Log       *slog.Logger
 }
@@ -215,6 +216,7 @@ type frame struct {
 	CSRF    string
 	Path    string
 	Sandbox bool
+	Seal    string
 	Data    any
 }
 
@@ -225,7 +227,7 @@ func (c *Console) render(w http.ResponseWriter, v *visit, status int, out view) 
 		_, _ = w.Write(out.raw)
 		return
 	}
-	f := frame{Title: out.title, Data: out.data, Sandbox: c.Inbox != nil}
+	f := frame{Title: out.title, Data: out.data, Sandbox: c.Inbox != nil, Seal: c.Seal()}
 	if v != nil {
 		f.Account, f.CSRF, f.Path = v.account, v.csrf, v.URL.Path
 	}

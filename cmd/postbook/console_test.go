@@ -114,6 +114,9 @@ func TestConsoleInABrowser(t *testing.T) {
 	_, mail := visit(t, ctx, i.facts.BaseURL+"/console/emails/"+ids["deferred@rcpt.test"], "email")
 	title, _ := visit(t, ctx, i.facts.BaseURL+"/console/emails/"+attack, "attack")
 	visit(t, ctx, i.facts.BaseURL+"/console/account", "account")
+	if foot, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS("footer"))); err != nil || !strings.Contains(foot, "not witnessed") {
+		t.Errorf("the foot of a page says %q, %v", foot, err)
+	}
 	_, inbox := visit(t, ctx, i.facts.BaseURL+"/console/inbox", "inbox")
 	if err := chromedp.Do(ctx, chromedp.Click(chromedp.CSS(`main tr:last-child a`))); err != nil {
 		t.Fatal(err)

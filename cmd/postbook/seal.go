@@ -142,21 +142,22 @@ func (s *server) sealBroken(ctx context.Context, f seal.Finding) {
 
 // witnessed says, for everybody who asks, how far others have seen the logs.
 func (s *server) witnessed() string {
-	switch {
-	case s.notary == nil:
+	if s.notary == nil {
 		return "sealed by another process"
-	case len(s.notary.Witnesses) == 0:
-		return "not witnessed"
 	}
+	answer := "witnessed"
 	for _, st := range s.notary.Status() {
 		switch {
 		case st.Broken:
 			return "broken: " + st.Log
 		case st.Size > 0 && st.Witnessed == 0:
-			return "not witnessed yet"
+			answer = "not witnessed yet"
 		}
 	}
-	return "witnessed"
+	if len(s.notary.Witnesses) == 0 {
+		return "not witnessed"
+	}
+	return answer
 }
 
 type rotateCommand struct {

@@ -336,6 +336,7 @@ func (s *server) openConsole(context.Context) error {
 		Tables:    projections.NewTables(s.reader),
 		Vault:     s.vault,
 		SignIn:    s.api.SignIn,
+		Seal:      s.witnessed,
 		Now:       time.Now,
 		Log:       s.log,
 	}
