@@ -231,7 +231,7 @@ func (r *scaleRun) rebuild(ctx context.Context) error {
 	// building again.
 	for range 2 {
 		if done, err := r.command(ctx, "projections", "rebuild", "accounts"); err != nil {
-			return errors.Join(err, fmt.Errorf("%s", done.out))
+			return fmt.Errorf("%w: %s", err, done.out)
 		}
 	}
 	done, err := r.command(ctx, "projections", "rebuild", "--all")
@@ -346,9 +346,10 @@ func (r *scaleRun) starts(ctx context.Context) error {
 	return nil
 }
 
-// settled is how long a server is given before its memory at rest is looked at: the
-// collector gives back what starting has used after a while.
-const settled = 15 * time.Second
+// settled is how long a server is given before its memory at rest is looked at. By
+// then it has noted which emails are open, so that the next start need not read the
+// whole log, and has given back what starting used.
+const settled = 100 * time.Second
 
 func (r *scaleRun) start(ctx context.Context, step string, end syscall.Signal) error {
 	if err := os.Remove(filepath.Join(r.dir, runningFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -373,6 +374,8 @@ func (r *scaleRun) start(ctx context.Context, step string, end syscall.Signal) e
 	case <-time.After(settled):
 	case err := <-over:
 		return fmt.Errorf("it has ended: %w: %s", err, complaint.Bytes())
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	m.MB = peakMB(cmd.Process.Pid)
 	m.Note = fmt.Sprintf("%.0f MB at rest", residentMB(cmd.Process.Pid))
