@@ -32,7 +32,9 @@ type Commit struct {
 // the sequence expected, 0 if it has none. It returns ErrConflict if the
 // aggregate has moved on. A commit that turns out to be recorded already, by an
 // earlier try, is a success.
-func (s *Store) Append(ctx context.Context, c Commit, expected uint64) ([]domain.Recorded, error) {
+func (s *Store) Append(ctx context.Context, c Commit, expected uint64) (held []domain.Recorded, err error) {
+	begun := time.Now()
+	defer func() { s.appended(Ledger, begun, err, held) }()
 	c.Prev = expected
 	subject := "ledger." + c.Stream.String()
 	msg, recorded, err := s.encode(subject, c)
@@ -47,7 +49,7 @@ func (s *Store) Append(ctx context.Context, c Commit, expected uint64) ([]domain
 	case p.err != nil && s.Err() != nil:
 		return nil, fmt.Errorf("eventstore: append to %s: %w", c.Stream, p.err)
 	}
-	held, err := s.heldAtTail(ctx, subject, recorded[0][0].ID)
+	held, err = s.heldAtTail(ctx, subject, recorded[0][0].ID)
 	switch {
 	case err == nil:
 		return held, nil
@@ -95,8 +97,11 @@ func (s *Store) Accept(ctx context.Context, commits []Commit) ([][]domain.Record
 		}
 		msgs[i], recorded[i] = msg, one[0]
 	}
+	begun := time.Now()
 	out := s.publish(ctx, true, msgs...)
-	if err := s.settle(ctx, commits, recorded, out); err != nil {
+	err := s.settle(ctx, commits, recorded, out)
+	s.appended(mail, begun, err, recorded...)
+	if err != nil {
 		return nil, fmt.Errorf("eventstore: accept %d emails: %w", len(commits), err)
 	}
 	return recorded, nil
@@ -140,11 +145,14 @@ func (s *Store) Record(ctx context.Context, log, account string, commits []Commi
 	if !ok || !isToken(account) {
 		return fmt.Errorf("eventstore: record: there is no log %s of account %q", log, account)
 	}
-	msg, _, err := s.encode(subject+account, commits...)
+	msg, recorded, err := s.encode(subject+account, commits...)
 	if err != nil {
 		return err
 	}
-	if p := s.publish(ctx, wait, msg)[0]; p.err != nil {
+	begun := time.Now()
+	p := s.publish(ctx, wait, msg)[0]
+	s.appended(log, begun, p.err, recorded...)
+	if p.err != nil {
 		return fmt.Errorf("eventstore: record on %s: %w", log, p.err)
 	}
 	return nil

@@ -70,6 +70,7 @@ func (o *Owner) Append(ctx context.Context, commits ...Commit) ([][]domain.Recor
 		msg.Header[jetstream.ExpectedLastSubjSeqSubjHeader] = []string{ownerSubject(o.partition)}
 		msgs[i], recorded[i] = msg, one[0]
 	}
+	begun := time.Now()
 	var out []published
 	if s.local != nil {
 		out = s.publish(ctx, true, msgs...)
@@ -81,6 +82,7 @@ func (o *Owner) Append(ctx context.Context, commits ...Commit) ([][]domain.Recor
 		}
 	}
 	err := s.settle(ctx, commits, recorded, out)
+	s.appended(mail, begun, err, recorded...)
 	if errors.Is(err, ErrConflict) {
 		return nil, fmt.Errorf("eventstore: append to partition %d under claim %d: %w", o.partition, o.claim, ErrFenced)
 	}

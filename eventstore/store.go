@@ -14,6 +14,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -85,6 +86,11 @@ type Config struct {
 
 	// Refused is told of each command that Execute refuses; nil if nobody asks.
 	Refused func(ctx context.Context, of domain.Stream, c domain.Command, r *domain.Refusal)
+
+	// Appended is told of each append when it has its answer: to which kind of log
+	// (LEDGER, MAIL, ACCESS or ASKED), how long it took, and what was recorded, or
+	// why nothing was; nil if nobody counts.
+	Appended func(log string, took time.Duration, recorded []domain.Recorded, err error)
 
 	fsync func(*os.File) error // tests count, delay and fail it
 }
@@ -296,6 +302,21 @@ func (s *Store) Healthy(ctx context.Context) error {
 	}
 	return nil
 }
+
+// appended tells of an append that began at a time.
+func (s *Store) appended(log string, begun time.Time, err error, recorded ...[]domain.Recorded) {
+	if s.cfg.Appended == nil {
+		return
+	}
+	if err != nil {
+		recorded = nil
+	}
+	s.cfg.Appended(log, time.Since(begun), slices.Concat(recorded...), err)
+}
+
+// mail stands for the logs of all partitions of the emails, where one is as good
+// as another.
+const mail = "MAIL"
 
 // syncer is the one that syncs a stream's files, started when first needed.
 func (s *Store) syncer(stream string) *syncer {

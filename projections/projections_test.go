@@ -152,14 +152,29 @@ func must[T any](v T, err error) func(testing.TB) T {
 // run projects until everything that is in the log is there.
 func (w world) run(t *testing.T) (stop func()) {
 	t.Helper()
+	stop = w.runAgain(t)
+	w.await(t)
+	return stop
+}
+
+// runAgain projects, and waits for nothing.
+func (w world) runAgain(t *testing.T) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		_ = projections.NewRunner(w.writer, w.store, quiet, projections.Models...).Run(ctx)
 	}()
-	w.await(t)
 	return func() { cancel(); <-done }
+}
+
+// accept records a new email.
+func (w world) accept(t *testing.T, id uuid.UUID) {
+	t.Helper()
+	commit := eventstore.Commit{Stream: email.Stream("acme", id), By: operator(), Events: []domain.Event{
+		email.Accepted{Sender: "s", MessageID: id.String() + "@acme.test", Envelope: domain.Sealed("sealed"), Recipients: []email.Recipient{{Kind: email.To, Index: "i"}}},
+	}}
+	must(w.store.Accept(t.Context(), []eventstore.Commit{commit}))(t)
 }
 
 func (w world) await(t *testing.T) {

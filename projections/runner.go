@@ -118,9 +118,30 @@ func (r *Runner) follow(ctx context.Context, m Model, log string, stopAt uint64,
 	})
 }
 
-// apply writes the entries that come after the checkpoint, and moves it, in one
-// transaction.
+// apply writes the entries that come after the checkpoint, and moves it. Of those
+// among which one cannot be applied, the ones before it are, and the error names it.
 func (r *Runner) apply(ctx context.Context, m Model, log string, known uint64, entries []eventstore.Entry) error {
+	err := r.applyAtOnce(ctx, m, log, known, entries)
+	switch {
+	case errors.Is(err, errPoison) && len(entries) > 1:
+		half := len(entries) / 2
+		if err := r.apply(ctx, m, log, known, entries[:half]); err != nil {
+			return err
+		}
+		return r.apply(ctx, m, log, entries[half-1].Seq, entries[half:])
+	case errors.Is(err, errPoison):
+		err = fmt.Errorf("%s %d: %w", log, entries[0].Seq, err)
+		_, noting := r.pool.Exec(ctx, "update checkpoints set error = $3 where model = $1 and log = $2", m.Name, log, err.Error())
+		return errors.Join(err, noting)
+	case err != nil:
+		return fmt.Errorf("projections: %s on %s: %w", m.Name, log, err)
+	}
+	return nil
+}
+
+// applyAtOnce writes the entries that come after the checkpoint, and moves it, in
+// one transaction.
+func (r *Runner) applyAtOnce(ctx context.Context, m Model, log string, known uint64, entries []eventstore.Entry) error {
 	err := pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
 		var at uint64
 		if err := tx.QueryRow(ctx, "select seq from checkpoints where model = $1 and log = $2 for update", m.Name, log).Scan(&at); err != nil {
@@ -149,14 +170,7 @@ func (r *Runner) apply(ctx context.Context, m Model, log string, known uint64, e
 	if fault, ok := errors.AsType[*pgconn.PgError](err); ok && (fault.Code[:2] == "22" || fault.Code[:2] == "23") {
 		err = fmt.Errorf("%w: %w", errPoison, err)
 	}
-	if errors.Is(err, errPoison) {
-		_, noting := r.pool.Exec(ctx, "update checkpoints set error = $3 where model = $1 and log = $2", m.Name, log, err.Error())
-		return errors.Join(err, noting)
-	}
-	if err != nil {
-		return fmt.Errorf("projections: %s on %s: %w", m.Name, log, err)
-	}
-	return nil
+	return err
 }
 
 // checkpoint is how far a model has read a log.

@@ -2,7 +2,9 @@ package projections
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -12,37 +14,63 @@ import (
 
 // State of a read model on a log.
 type State struct {
-	Model string `json:"model"`
-	Log   string `json:"log"`
-	Seq   uint64 `json:"seq"`   // of the last entry that was applied
-	Lag   uint64 `json:"lag"`   // entries that were not
-	State string `json:"state"` // "running", or "stopped" by an entry that cannot be applied
-	Error string `json:"error,omitempty"`
+	Model  string        `json:"model"`
+	Log    string        `json:"log"`
+	Seq    uint64        `json:"seq"`    // of the last entry that was applied
+	Lag    uint64        `json:"lag"`    // entries that were not
+	Behind time.Duration `json:"behind"` // nanoseconds since the first of those was recorded
+	State  string        `json:"state"`  // Running, or Stopped by an entry that cannot be applied
+	Error  string        `json:"error,omitempty"`
 }
 
+// What a read model does on a log.
+const (
+	Running = "running"
+	Stopped = "stopped"
+)
+
 // Status says how far each read model is.
-func Status(ctx context.Context, pool *pgxpool.Pool, store *eventstore.Store) ([]State, error) {
+func Status(ctx context.Context, pool *pgxpool.Pool, store *eventstore.Store, now time.Time) ([]State, error) {
 	rows, err := pool.Query(ctx, "select model, log, seq, error from checkpoints order by model, log")
 	if err != nil {
 		return nil, fmt.Errorf("projections: read the checkpoints: %w", err)
 	}
 	states, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (State, error) {
-		s := State{State: "running"}
+		s := State{State: Running}
 		err := row.Scan(&s.Model, &s.Log, &s.Seq, &s.Error)
 		return s, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("projections: read the checkpoints: %w", err)
 	}
-	for i, s := range states {
-		head, err := store.Head(ctx, s.Log)
-		if err != nil {
+	for i := range states {
+		if err := states[i].measure(ctx, store, now); err != nil {
 			return nil, err
-		}
-		states[i].Lag = head - min(s.Seq, head)
-		if s.Error != "" {
-			states[i].State = "stopped"
 		}
 	}
 	return states, nil
+}
+
+func (s *State) measure(ctx context.Context, store *eventstore.Store, now time.Time) error {
+	if s.Error != "" {
+		s.State = Stopped
+	}
+	head, err := store.Head(ctx, s.Log)
+	if err != nil {
+		return err
+	}
+	s.Lag = head - min(s.Seq, head)
+	if s.Lag == 0 {
+		return nil
+	}
+	// Where entries have a bounded age, the next one may be gone.
+	next, err := store.Read(ctx, s.Log, s.Seq+1)
+	if errors.Is(err, eventstore.ErrNoEntry) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.Behind = max(now.Sub(next.Time), 0)
+	return nil
 }

@@ -34,8 +34,10 @@ import (
 )
 
 type benchCommand struct {
-	Run  benchRun  `cmd:"" default:"withargs" help:"Measure everything."`
-	Load benchLoad `cmd:"" help:"Fill the log of a data directory with events that a seed decides, and seal them."`
+	Run      benchRun      `cmd:"" default:"withargs" help:"Measure everything but what grows with the log."`
+	Load     benchLoad     `cmd:"" help:"Fill the log of a data directory with events that a seed decides, and seal them."`
+	Baseline benchBaseline `cmd:"" help:"Measure appends, and the same appends to a table of PostgreSQL."`
+	Scale    benchScale    `cmd:"" help:"Measure what grows with the log, at several sizes."`
 }
 
 type benchRun struct {
@@ -123,6 +125,9 @@ func (b *bench) run(ctx context.Context) error {
 	}
 	if postfix > 0 {
 		b.tell("limit: Postfix, mails taken in and delivered", postfix, "/s", "", 0)
+	}
+	if err := b.baseline(ctx); err != nil {
+		return err
 	}
 	return b.postbook(ctx, appends, signs, postfix)
 }
@@ -370,13 +375,16 @@ func (b *bench) projections(ctx context.Context, facts devFacts) error {
 }
 
 // residentMB is a process's resident memory.
-func residentMB(pid int) float64 {
+func residentMB(pid int) float64 { return memoryMB(pid, "VmRSS:") }
+
+// memoryMB is a line of what proc(5) says of a process's memory.
+func memoryMB(pid int, name string) float64 {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0
 	}
 	for _, line := range strings.Split(string(data), "\n") {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if rest, ok := strings.CutPrefix(line, name); ok {
 			kb, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
 			return kb / 1024
 		}

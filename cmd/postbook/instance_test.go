@@ -77,18 +77,26 @@ func launch(t testing.TB, env ...string) *instance {
 	if err != nil {
 		t.Fatal(err)
 	}
+	i := newInstance(t, dir, env...)
+	i.start("--quiet")
+	return i
+}
+
+// newInstance is one that does not run yet.
+func newInstance(t testing.TB, dir string, env ...string) *instance {
 	i := &instance{t: t, dir: dir, env: env, client: &http.Client{
 		Timeout:   time.Minute,
 		Transport: &http.Transport{MaxIdleConnsPerHost: 100},
 	}}
 	t.Cleanup(func() {
-		i.stop()
-		if strings.Contains(i.output.String(), "DATA RACE") { // with GOFLAGS=-race
+		if i.cmd != nil {
+			i.stop()
+		}
+		if i.output != nil && strings.Contains(i.output.String(), "DATA RACE") { // with GOFLAGS=-race
 			t.Errorf("the program races:\n%s", i.output)
 		}
 		os.RemoveAll(dir)
 	})
-	i.start("--quiet")
 	return i
 }
 

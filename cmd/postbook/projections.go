@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 
 type projectionsCommand struct {
 	List    projectionsList    `cmd:"" help:"Say how far each read model is."`
+	Lag     projectionsLag     `cmd:"" help:"Say which read models are behind, and for how long. Exits 1 if one is too far behind, or has stopped."`
 	Rebuild projectionsRebuild `cmd:"" help:"Build read models again from the log, beside the ones that are read, and put them in their place."`
 	Confirm projectionsConfirm `cmd:"" help:"Delete the tables that a read model had before it was built again."`
 	Revert  projectionsRevert  `cmd:"" help:"Go back to the tables that a read model had before it was built again."`
@@ -27,30 +30,58 @@ type projectionsList struct{}
 
 // Run prints how far each read model is.
 func (projectionsList) Run(ctx context.Context, cfg Config, out output) error {
-	store, err := openLog(ctx, &cfg)
+	all, err := projectionStates(ctx, cfg)
 	if err != nil {
 		return err
+	}
+	return out.states(all, func(s projections.State) bool { return s.State == projections.Running })
+}
+
+type projectionsLag struct {
+	Within time.Duration `default:"1m" help:"How far behind is not too far."`
+}
+
+// Run prints the read models that are behind, the furthest first.
+func (c projectionsLag) Run(ctx context.Context, cfg Config, out output) error {
+	all, err := projectionStates(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(s projections.State) bool { return s.Lag == 0 && s.State == projections.Running })
+	slices.SortStableFunc(all, func(a, b projections.State) int { return cmp.Compare(b.Behind, a.Behind) })
+	if len(all) == 0 && !out.json {
+		fmt.Println("No read model is behind.")
+		return nil
+	}
+	return out.states(all, func(s projections.State) bool { return s.State == projections.Running && s.Behind <= c.Within })
+}
+
+func projectionStates(ctx context.Context, cfg Config) ([]projections.State, error) {
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return nil, err
 	}
 	defer store.Close()
 	pool, done, err := openTables(ctx, cfg)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer done()
-	all, err := projections.Status(ctx, pool, store)
-	if err != nil {
-		return err
-	}
+	return projections.Status(ctx, pool, store, time.Now())
+}
+
+// states prints where read models are; all of them have to be well.
+func (o output) states(all []projections.State, well func(projections.State) bool) error {
 	sound := true
-	var rows [][]string
+	rows := make([][]string, 0, len(all))
 	for _, s := range all {
-		sound = sound && s.Error == ""
-		rows = append(rows, []string{s.Model, s.Log, strconv.FormatUint(s.Seq, 10), strconv.FormatUint(s.Lag, 10), s.State, s.Error})
+		sound = sound && well(s)
+		rows = append(rows, []string{s.Model, s.Log, strconv.FormatUint(s.Seq, 10), strconv.FormatUint(s.Lag, 10), s.Behind.Round(time.Millisecond).String(), s.State, s.Error})
 	}
-	if printed, err := out.object(all); err != nil {
+	if printed, err := o.object(all); err != nil {
 		return err
 	} else if !printed {
-		if err := out.table([]string{"MODEL", "LOG", "AT", "LAG", "STATE", "ERROR"}, rows); err != nil {
+		if err := o.table([]string{"MODEL", "LOG", "AT", "LAG", "BEHIND", "STATE", "ERROR"}, rows); err != nil {
 			return err
 		}
 	}

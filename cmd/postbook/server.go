@@ -46,6 +46,7 @@ type server struct {
 	cfg Config
 	log *slog.Logger
 
+	metrics   *metrics
 	store     *eventstore.Store
 	cluster   *pgcluster.Cluster // nil if the database is elsewhere
 	owner     string             // URL of the database's owner
@@ -92,6 +93,36 @@ func tune() {
 	}
 }
 
+// What is held for nothing is given back to the system every so often, if there is
+// so much of it.
+const (
+	trimEvery = 30 * time.Second
+	worthTrim = 64 << 20 // bytes
+)
+
+// trim gives memory back that a start or a burst has used. The collector itself
+// would keep four times of what is in use, and a server at rest hardly calls it.
+func trim(ctx context.Context) error {
+	var collections uint32
+	var kept uint64 // bytes that were left the last time
+	var m runtime.MemStats
+	for {
+		select {
+		case <-time.After(trimEvery):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		runtime.ReadMemStats(&m)
+		atRest := m.NumGC <= collections+1
+		if atRest && m.HeapSys-m.HeapReleased > kept+worthTrim {
+			debug.FreeOSMemory()
+			runtime.ReadMemStats(&m)
+			kept = m.HeapSys - m.HeapReleased
+		}
+		collections = m.NumGC
+	}
+}
+
 // start brings everything up that serving needs. After an error, and at the end,
 // stop takes it down.
 func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
@@ -99,7 +130,7 @@ func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
-	s := &server{cfg: cfg, log: log, directory: directory.New()}
+	s := &server{cfg: cfg, log: log, metrics: newMetrics(), directory: directory.New()}
 	steps := []func(context.Context) error{
 		s.openLog, s.openKeys, s.openNotary, s.openDatabase, s.openDelivery, s.openAPI, s.openConsole, s.listen, s.listenSMTP,
 	}
@@ -139,6 +170,7 @@ func (s *server) openLog(ctx context.Context) error {
 		MarkKey:    key,
 		Registry:   catalogue.Registry(),
 		Log:        s.log,
+		Appended:   s.metrics.appended,
 		Refused: func(ctx context.Context, of domain.Stream, c domain.Command, r *domain.Refusal) {
 			api.RecordRefusal(ctx, s.store, of, c, r, func(err error) {
 				s.log.Error("refusal is not on record", "command", c.Verb(), "error", err)
@@ -410,6 +442,7 @@ func (s *server) run(ctx context.Context, ready func(context.Context) error) err
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.vault.run(ctx) })
 	group.Go(func() error { return s.followLedger(ctx) })
+	group.Go(func() error { return trim(ctx) })
 	if s.cluster != nil {
 		group.Go(func() error { return s.keepCluster(ctx) })
 	}
@@ -452,8 +485,8 @@ func (s *server) startRoles(ctx context.Context, group *errgroup.Group) error {
 		}
 		s.startNotary(ctx, group)
 	}
-	if s.cfg.runs(roleAPI) || s.cfg.runs(roleConsole) {
-		s.serveHTTP(ctx, group)
+	if err := s.serveHTTP(ctx, group); err != nil {
+		return err
 	}
 	if s.smtp != nil {
 		s.serveSMTP(ctx, group)
@@ -527,9 +560,15 @@ func (s *server) sender() (*delivery.Sender, error) {
 	return sender, nil
 }
 
-func (s *server) serveHTTP(ctx context.Context, group *errgroup.Group) {
+// serveHTTP answers what the process's roles call for. Metrics are served by any.
+func (s *server) serveHTTP(ctx context.Context, group *errgroup.Group) error {
 	mux := http.NewServeMux()
-	mux.Handle("/", s.api.Handler())
+	if err := s.serveMetrics(mux); err != nil {
+		return err
+	}
+	if s.cfg.runs(roleAPI) || s.cfg.runs(roleConsole) {
+		mux.Handle("/", s.api.Handler())
+	}
 	if s.console != nil {
 		mux.Handle("/console/", s.console.Handler())
 		mux.Handle("/console", http.RedirectHandler("/console/", http.StatusSeeOther))
@@ -547,6 +586,7 @@ func (s *server) serveHTTP(ctx context.Context, group *errgroup.Group) {
 		defer cancel()
 		return errors.Join(srv.Shutdown(ending), ctx.Err())
 	})
+	return nil
 }
 
 // followLedger keeps the directory up to date. A log that is away is asked again.

@@ -1,0 +1,93 @@
+package projections_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+
+	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/account"
+	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/internal/testenv"
+	"postbook.dev/postbook/projections"
+)
+
+// An entry that cannot be applied, be it that it cannot be read or that a table
+// does not take it, stops the models that need it on its log, right before it.
+// Everything else goes on.
+func TestAnEntryThatCannotBeAppliedStopsOneModel(t *testing.T) {
+	w := newWorld(t)
+	stop := w.run(t)
+	before := map[string]uint64{}
+	for _, log := range []string{eventstore.Ledger, "MAIL_02"} {
+		before[log] = must(w.store.Head(t.Context(), log))(t)
+	}
+	for _, c := range []struct {
+		id    string
+		limit int
+	}{{"fine", 5}, {"poison", 1 << 40}, {"after", 5}} {
+		open := eventstore.Commit{Stream: account.Stream(c.id), By: operator(), Events: []domain.Event{account.Opened{Name: c.id, RateLimit: c.limit}}}
+		must(w.store.Append(t.Context(), open, 0))(t)
+	}
+	nc := must(nats.Connect(w.store.URL()))(t)
+	defer nc.Close()
+	if _, err := nc.Request("mail.02.acme", []byte("this is no event"), 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	w.fill(t) // more of everything, in all logs
+
+	check := func() error {
+		states, err := projections.Status(t.Context(), w.writer, w.store, time.Now())
+		if err != nil {
+			return err
+		}
+		stopped := map[string]string{}
+		for _, s := range states {
+			if s.State == projections.Stopped {
+				stopped[s.Model+" on "+s.Log] = s.Error
+				if s.Lag == 0 || s.Behind <= 0 {
+					return fmt.Errorf("a model that has stopped is not behind: %+v", s)
+				}
+				continue
+			}
+			if s.Lag != 0 || s.Behind != 0 {
+				return fmt.Errorf("it is behind: %+v", s)
+			}
+		}
+		for what, at := range map[string]string{
+			"accounts on LEDGER": fmt.Sprint("LEDGER ", before[eventstore.Ledger]+2),
+			"emails on MAIL_02":  fmt.Sprint("MAIL_02 ", before["MAIL_02"]+1),
+		} {
+			if !strings.HasPrefix(stopped[what], at+": ") {
+				return fmt.Errorf("%s says %q and should name %s; stopped are %v", what, stopped[what], at, stopped)
+			}
+		}
+		if len(stopped) != 2 {
+			return fmt.Errorf("stopped are %v", stopped)
+		}
+		return nil
+	}
+	testenv.Eventually(t, 20*time.Second, check)
+	var fine, after bool
+	if err := w.writer.QueryRow(t.Context(), "select exists (select from accounts where id = 'fine'), exists (select from accounts where id = 'after')").Scan(&fine, &after); err != nil || !fine || after {
+		t.Errorf("the account before it is there: %v; the one after it: %v; %v", fine, after, err)
+	}
+
+	// It is the same after a restart, and a new email in another partition is shown.
+	stop()
+	defer w.runAgain(t)()
+	testenv.Eventually(t, 20*time.Second, check)
+	id := uuid.Must(uuid.NewV7())
+	for eventstore.Partition(id, w.store.Partitions()) == 2 {
+		id = uuid.Must(uuid.NewV7())
+	}
+	w.accept(t, id)
+	testenv.Eventually(t, 20*time.Second, func() error {
+		_, err := w.tables.Email(t.Context(), "acme", id.String())
+		return err
+	})
+}
