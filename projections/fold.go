@@ -50,7 +50,7 @@ func fold[T any](ctx context.Context, tx pgx.Tx, table, kind string, entries []e
 	for _, rec := range about {
 		rows[rec.Stream.ID] = change(rows[rec.Stream.ID], rec)
 	}
-	var kept []*T
+	kept := make([]*T, 0, len(rows)) // without a row it is written as [], not as null
 	for _, row := range rows {
 		if row != nil {
 			kept = append(kept, row)
