@@ -36,7 +36,7 @@ func (r *Replay) At(ctx context.Context, p Point, account string) (*State, error
 	s := &State{Point: p, Of: account, store: r.store}
 	var mu sync.Mutex
 	group, reading := errgroup.WithContext(ctx)
-	group.SetLimit(max(2, runtime.GOMAXPROCS(0)))
+	group.SetLimit(AtOnce())
 	group.Go(func() error { return r.readLedger(reading, s) })
 	logs := r.foldedLogs()
 	folded := make([]*stretch, len(logs))
@@ -62,6 +62,9 @@ func (r *Replay) At(ctx context.Context, p Point, account string) (*State, error
 	s.count()
 	return s, nil
 }
+
+// AtOnce is how many logs are read at once.
+func AtOnce() int { return max(2, runtime.GOMAXPROCS(0)) }
 
 // foldedLogs are the logs that are folded stretch by stretch: all that grow with the
 // mails.

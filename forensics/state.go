@@ -107,6 +107,7 @@ func (s *State) take(log string, said *stretch) {
 // count fills in the lists and the numbers.
 func (s *State) count() {
 	s.Work.add(s.ledgerWork)
+	s.Accounts, s.Keys, s.Domains, s.Members = []Account{}, []Key{}, []projections.Domain{}, []Member{}
 	for _, id := range slices.Sorted(maps.Keys(s.ledger.accounts)) {
 		s.Accounts = append(s.Accounts, *s.ledger.accounts[id])
 	}
@@ -155,6 +156,18 @@ func (s *State) countEmails() {
 	for i, l := range latelies {
 		n.Lately[i].Rate = float64(n.Lately[i].Emails) / l.Seconds()
 	}
+}
+
+// Largest is the account with the most emails, and how many these are.
+func (s *State) Largest() (account string, emails int) {
+	counts := map[string]int{}
+	for _, p := range s.emails {
+		counts[p.account] += len(p.rows)
+		if counts[p.account] > emails {
+			account, emails = p.account, counts[p.account]
+		}
+	}
+	return account, emails
 }
 
 // listed orders the newest first, as the read models list.

@@ -34,8 +34,9 @@ import (
 )
 
 type benchCommand struct {
-	Run  benchRun  `cmd:"" default:"withargs" help:"Measure everything."`
-	Load benchLoad `cmd:"" help:"Fill the log of a data directory with events that a seed decides, and seal them."`
+	Run    benchRun    `cmd:"" default:"withargs" help:"Measure everything."`
+	Replay benchReplay `cmd:"" help:"Measure the replay and time travel on a data directory."`
+	Load   benchLoad   `cmd:"" help:"Fill the log of a data directory with events that a seed decides, and seal them."`
 }
 
 type benchRun struct {
