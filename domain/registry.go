@@ -21,6 +21,7 @@ type Fact struct {
 	Doc     string
 	Go      reflect.Type
 
+	zero   Event
 	decode func([]byte) (Event, error)
 	old    map[int]func([]byte) ([]byte, error)
 }
@@ -35,6 +36,8 @@ type Old struct {
 // FactOf lists the event type E under a name that outlives its Go name.
 func FactOf[E any](name string, version int, doc string, old ...Old) Fact {
 	f := Fact{Type: name, Version: version, Doc: doc, Go: reflect.TypeFor[E](), old: map[int]func([]byte) ([]byte, error){}}
+	var zero E
+	f.zero = zero
 	f.decode = func(data []byte) (Event, error) {
 		var e E
 		err := jsonv2.Unmarshal(data, &e, jsonv1.FormatDurationAsNano(true))
@@ -99,14 +102,29 @@ func (r *Registry) Encode(e Event) (name string, version int, data []byte, err e
 	return f.Type, f.Version, data, nil
 }
 
-// Decode reads an event of any version that was ever written, as today's type.
-func (r *Registry) Decode(name string, version int, data []byte) (Event, error) {
+// Zero is an event of a type without its data, for those who need only to know
+// what it is. It refuses what Decode would refuse.
+func (r *Registry) Zero(name string, version int) (Event, error) {
+	f, err := r.fact(name, version)
+	return f.zero, err
+}
+
+func (r *Registry) fact(name string, version int) (Fact, error) {
 	f, ok := r.byName[name]
 	if !ok {
-		return nil, fmt.Errorf("domain: no fact is called %q", name)
+		return f, fmt.Errorf("domain: no fact is called %q", name)
 	}
 	if version > f.Version || version < 1 {
-		return nil, fmt.Errorf("domain: %s version %d was written by a newer program; this one knows %d", name, version, f.Version)
+		return f, fmt.Errorf("domain: %s version %d was written by a newer program; this one knows %d", name, version, f.Version)
+	}
+	return f, nil
+}
+
+// Decode reads an event of any version that was ever written, as today's type.
+func (r *Registry) Decode(name string, version int, data []byte) (Event, error) {
+	f, err := r.fact(name, version)
+	if err != nil {
+		return nil, err
 	}
 	for v := version; v < f.Version; v++ {
 		up, err := f.old[v](data)

@@ -20,6 +20,12 @@ func AccountSubject(log, account string) string {
 	return strings.ToLower(log) + "." + account
 }
 
+// AccountKindSubject is the filter for an account's aggregates of a kind in the
+// ledger.
+func AccountKindSubject(account, kind string) string {
+	return "ledger." + account + "." + kind + ".*"
+}
+
 // Before is the sequence of the last entry that a log took before t, 0 if there
 // is none. It reads a few entries, however long the log is.
 func (s *Store) Before(ctx context.Context, log string, t time.Time) (uint64, error) {

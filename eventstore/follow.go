@@ -22,6 +22,11 @@ type Following struct {
 	Linger    time.Duration // how long a batch may wait to fill; 0 hands over what is there
 	StopAt    uint64        // end when this sequence was handed over; 0 follows for ever
 	Undecoded bool          // leave the events out, and give the header instead
+
+	// Brief, if it is set, reads of each event its type, time, aggregate and actor
+	// alone, and the data of the types that it reports: other events are the zero
+	// value of their type. Whoever folds a long log needs no more.
+	Brief func(eventType string) bool
 }
 
 // Follow hands the entries of a log to apply, strictly in order, from the one
@@ -181,6 +186,10 @@ func (s *Store) entries(f Following, msgs []jetstream.Msg) ([]Entry, error) {
 					Position: domain.Position{Log: f.Log, Seq: meta.Sequence.Stream}, Time: meta.Timestamp,
 					Subject: msgs[i].Subject(), Header: canonicalHeader(msgs[i].Headers()), Raw: msgs[i].Data(),
 				}
+				continue
+			}
+			if f.Brief != nil {
+				entries[i] = s.decodeEntryBrief(f.Log, meta.Sequence.Stream, meta.Timestamp, msgs[i].Subject(), msgs[i].Data(), f.Brief)
 				continue
 			}
 			entries[i] = s.decodeEntry(f.Log, meta.Sequence.Stream, meta.Timestamp, msgs[i].Subject(), msgs[i].Data())

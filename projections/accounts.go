@@ -16,11 +16,12 @@ import (
 var accounts = Model{
 	Name: "accounts", Version: 1, Logs: ledgerOnly, Tables: []string{"accounts"},
 	apply: func(ctx context.Context, tx pgx.Tx, entries []eventstore.Entry) error {
-		return fold(ctx, tx, "accounts", "account", entries, changeAccount)
+		return fold(ctx, tx, "accounts", "account", entries, FoldAccount)
 	},
 }
 
-type accountRow struct {
+// AccountRow is a row of accounts.
+type AccountRow struct {
 	ID         string     `json:"id"`
 	Name       string     `json:"name"`
 	RateLimit  int        `json:"rate_limit"`
@@ -30,9 +31,10 @@ type accountRow struct {
 	OpenedAt   time.Time  `json:"opened_at"`
 }
 
-func changeAccount(row *accountRow, rec domain.Recorded) *accountRow {
+// FoldAccount is what an event makes of an account's row, nil if there was none.
+func FoldAccount(row *AccountRow, rec domain.Recorded) *AccountRow {
 	if row == nil {
-		row = &accountRow{ID: rec.Stream.ID}
+		row = &AccountRow{ID: rec.Stream.ID}
 	}
 	switch e := rec.Event.(type) {
 	case account.Opened:

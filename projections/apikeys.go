@@ -14,11 +14,12 @@ import (
 var apiKeys = Model{
 	Name: "api_keys", Version: 1, Logs: ledgerOnly, Tables: []string{"api_keys"},
 	apply: func(ctx context.Context, tx pgx.Tx, entries []eventstore.Entry) error {
-		return fold(ctx, tx, "api_keys", "apikey", entries, changeKey)
+		return fold(ctx, tx, "api_keys", "apikey", entries, FoldAPIKey)
 	},
 }
 
-type apiKeyRow struct {
+// APIKeyRow is a row of api_keys.
+type APIKeyRow struct {
 	ID         string    `json:"id"`
 	AccountID  string    `json:"account_id"`
 	Name       string    `json:"name"`
@@ -28,10 +29,11 @@ type apiKeyRow struct {
 	CreatedAt  time.Time `json:"created_at"`
 }
 
-func changeKey(row *apiKeyRow, rec domain.Recorded) *apiKeyRow {
+// FoldAPIKey is what an event makes of a key's row, nil if there is none.
+func FoldAPIKey(row *APIKeyRow, rec domain.Recorded) *APIKeyRow {
 	switch e := rec.Event.(type) {
 	case apikey.Issued:
-		return &apiKeyRow{rec.Stream.ID, rec.Stream.Account, text(e.Name), string(e.Permission), e.Sender, e.Hint, rec.Time}
+		return &APIKeyRow{rec.Stream.ID, rec.Stream.Account, text(e.Name), string(e.Permission), e.Sender, e.Hint, rec.Time}
 	case apikey.Revoked:
 		return nil
 	}

@@ -15,7 +15,7 @@ import (
 var domains = Model{
 	Name: "domains", Version: 1, Logs: ledgerOnly, Tables: []string{"domains"},
 	apply: func(ctx context.Context, tx pgx.Tx, entries []eventstore.Entry) error {
-		return fold(ctx, tx, "domains", "sender", entries, changeDomain)
+		return fold(ctx, tx, "domains", "sender", entries, FoldDomain)
 	},
 }
 
@@ -35,7 +35,8 @@ type Domain struct {
 	Settings   json.RawMessage `json:"settings"` // sender.Settings
 }
 
-func changeDomain(row *Domain, rec domain.Recorded) *Domain {
+// FoldDomain is what an event makes of a domain's row, nil if there is none.
+func FoldDomain(row *Domain, rec domain.Recorded) *Domain {
 	if added, ok := rec.Event.(sender.Added); ok {
 		return &Domain{
 			ID: rec.Stream.ID, AccountID: rec.Stream.Account, Name: added.Name, Status: string(sender.NotStarted), CreatedAt: rec.Time,

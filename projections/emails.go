@@ -32,14 +32,56 @@ type Email struct {
 	LastSeq     uint64 // of its last commit
 }
 
-// emailChange is what a batch says about an email.
-type emailChange struct {
-	accepted  *email.Accepted // set if it was accepted in this batch
-	account   string
-	created   time.Time
-	last      string // empty if nothing that is shown has happened
-	scheduled *time.Time
-	seq       uint64
+// EmailChange is what a stretch of a log says about an email's row.
+type EmailChange struct {
+	Accepted  bool // the row begins in the stretch, at Created
+	Created   time.Time
+	Last      string // in the API's words; empty if nothing that is shown has happened
+	Scheduled *time.Time
+	Seq       uint64
+}
+
+// Fold takes in the next event of the email.
+func (c *EmailChange) Fold(rec domain.Recorded, e email.Event) {
+	c.Seq = rec.Seq
+	if last := lastEvent(e); last != "" {
+		c.Last = last
+	}
+	switch e := e.(type) {
+	case email.Accepted:
+		c.Accepted, c.Created = true, rec.Time
+	case email.Scheduled:
+		c.Scheduled = &e.Due
+	}
+}
+
+// Then takes in what a later stretch says, as the statement in writeEmails does.
+func (c *EmailChange) Then(later EmailChange) {
+	if later.Accepted {
+		c.Accepted, c.Created = true, later.Created
+	}
+	if later.Last != "" {
+		c.Last = later.Last
+	}
+	if later.Scheduled != nil {
+		c.Scheduled = later.Scheduled
+	}
+	c.Seq = later.Seq
+}
+
+// NewEmail is the row of an email that was accepted, after all that the change says.
+func NewEmail(of domain.Stream, log string, accepted email.Accepted, c EmailChange) Email {
+	return Email{
+		ID: of.ID, AccountID: of.Account, CreatedAt: c.Created, SenderID: accepted.Sender, MessageID: accepted.MessageID,
+		Envelope: accepted.Envelope, Content: accepted.Content, LastEvent: c.Last, ScheduledAt: c.Scheduled, Log: log, LastSeq: c.Seq,
+	}
+}
+
+// emailBatch is what a batch says about an email.
+type emailBatch struct {
+	EmailChange
+	of       domain.Stream
+	accepted email.Accepted // if it was accepted in this batch
 }
 
 // lastEvent is what the API calls an event, or empty for one that it does not
@@ -70,7 +112,7 @@ func lastEvent(e email.Event) string {
 }
 
 func applyEmails(ctx context.Context, tx pgx.Tx, entries []eventstore.Entry) error {
-	changes := make(map[string]*emailChange, len(entries))
+	changes := make(map[string]*emailBatch, len(entries))
 	order := make([]string, 0, len(entries))
 	for _, entry := range entries {
 		for _, rec := range entry.Events {
@@ -80,51 +122,42 @@ func applyEmails(ctx context.Context, tx pgx.Tx, entries []eventstore.Entry) err
 			}
 			c := changes[rec.Stream.ID]
 			if c == nil {
-				c = &emailChange{account: rec.Stream.Account}
+				c = &emailBatch{of: rec.Stream}
 				changes[rec.Stream.ID] = c
 				order = append(order, rec.Stream.ID)
 			}
-			c.fold(rec, e)
+			c.Fold(rec, e)
+			if accepted, ok := e.(email.Accepted); ok {
+				c.accepted = accepted
+			}
 		}
 	}
 	return writeEmails(ctx, tx, entries[0].Log, order, changes)
 }
 
-func (c *emailChange) fold(rec domain.Recorded, e email.Event) {
-	c.seq = rec.Seq
-	if last := lastEvent(e); last != "" {
-		c.last = last
-	}
-	switch e := e.(type) {
-	case email.Accepted:
-		c.accepted, c.created = &e, rec.Time
-	case email.Scheduled:
-		c.scheduled = &e.Due
-	}
-}
-
-func writeEmails(ctx context.Context, tx pgx.Tx, log string, order []string, changes map[string]*emailChange) error {
+func writeEmails(ctx context.Context, tx pgx.Tx, log string, order []string, changes map[string]*emailBatch) error {
 	var fresh []string
 	var ids, lasts []string
 	var scheduled []*time.Time
 	var seqs []int64
 	for _, id := range order {
 		c := changes[id]
-		if c.accepted != nil {
+		if c.Accepted {
 			fresh = append(fresh, id)
 			continue
 		}
-		ids, lasts, scheduled = append(ids, id), append(lasts, c.last), append(scheduled, c.scheduled)
-		seqs = append(seqs, int64(c.seq))
+		ids, lasts, scheduled = append(ids, id), append(lasts, c.Last), append(scheduled, c.Scheduled)
+		seqs = append(seqs, int64(c.Seq))
 	}
 	if len(fresh) > 0 {
 		columns := []string{"id", "account_id", "created_at", "sender_id", "message_id", "envelope", "content", "last_event", "scheduled_at", "log", "last_seq"}
 		_, err := tx.CopyFrom(ctx, pgx.Identifier{"emails"}, columns, pgx.CopyFromSlice(len(fresh), func(i int) ([]any, error) {
 			c := changes[fresh[i]]
-			content, err := json.Marshal(c.accepted.Content)
+			row := NewEmail(c.of, log, c.accepted, c.EmailChange)
+			content, err := json.Marshal(row.Content)
 			return []any{
-				fresh[i], c.account, c.created, c.accepted.Sender, c.accepted.MessageID, []byte(c.accepted.Envelope),
-				content, c.last, c.scheduled, log, int64(c.seq),
+				row.ID, row.AccountID, row.CreatedAt, row.SenderID, row.MessageID, row.Envelope,
+				content, row.LastEvent, row.ScheduledAt, row.Log, int64(row.LastSeq),
 			}, err
 		}))
 		if err != nil {

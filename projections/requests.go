@@ -32,20 +32,20 @@ type Request struct {
 
 func applyRequests(ctx context.Context, tx pgx.Tx, entries []eventstore.Entry) error {
 	var answered []domain.Recorded
-	usage := map[string]*keyUse{}
+	usage := map[string]*KeyUse{}
 	for _, entry := range entries {
 		for _, rec := range entry.Events {
 			if _, ok := rec.Event.(access.Answered); !ok {
 				continue
 			}
 			answered = append(answered, rec)
-			if rec.By.Actor.Kind == domain.APIKey {
-				u := usage[rec.By.Actor.ID]
+			if id, ok := UsedKey(rec); ok {
+				u := usage[id]
 				if u == nil {
-					u = &keyUse{account: rec.Stream.Account}
-					usage[rec.By.Actor.ID] = u
+					u = &KeyUse{}
+					usage[id] = u
 				}
-				u.last, u.uses = rec.Time, u.uses+1
+				u.Fold(rec)
 			}
 		}
 	}
@@ -75,13 +75,35 @@ func applyRequests(ctx context.Context, tx pgx.Tx, entries []eventstore.Entry) e
 	return writeUsage(ctx, tx, usage)
 }
 
-type keyUse struct {
-	account string
-	last    time.Time
-	uses    int64
+// KeyUse is how an API key was used in a stretch of a log.
+type KeyUse struct {
+	Account string
+	Last    time.Time
+	Uses    int64
 }
 
-func writeUsage(ctx context.Context, tx pgx.Tx, usage map[string]*keyUse) error {
+// UsedKey is the key that a request was made with, if it was made with one.
+func UsedKey(rec domain.Recorded) (id string, ok bool) {
+	return rec.By.Actor.ID, rec.By.Actor.Kind == domain.APIKey
+}
+
+// Fold takes in the next request that was made with the key.
+func (u *KeyUse) Fold(rec domain.Recorded) {
+	if u.Uses == 0 {
+		u.Account = rec.Stream.Account
+	}
+	u.Last, u.Uses = rec.Time, u.Uses+1
+}
+
+// Then takes in a later stretch, as the statement in writeUsage does.
+func (u *KeyUse) Then(later KeyUse) {
+	if u.Uses == 0 {
+		u.Account = later.Account
+	}
+	u.Last, u.Uses = later.Last, u.Uses+later.Uses
+}
+
+func writeUsage(ctx context.Context, tx pgx.Tx, usage map[string]*KeyUse) error {
 	if len(usage) == 0 {
 		return nil
 	}
@@ -89,7 +111,7 @@ func writeUsage(ctx context.Context, tx pgx.Tx, usage map[string]*keyUse) error 
 	var lasts []time.Time
 	var uses []int64
 	for id, u := range usage {
-		ids, accounts, lasts, uses = append(ids, id), append(accounts, u.account), append(lasts, u.last), append(uses, u.uses)
+		ids, accounts, lasts, uses = append(ids, id), append(accounts, u.Account), append(lasts, u.Last), append(uses, u.Uses)
 	}
 	_, err := tx.Exec(ctx, `
 		insert into api_key_usage (key_id, account_id, last_used_at, uses)

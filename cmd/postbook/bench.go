@@ -38,6 +38,7 @@ type benchCommand struct {
 	Load     benchLoad     `cmd:"" help:"Fill the log of a data directory with events that a seed decides, and seal them."`
 	Baseline benchBaseline `cmd:"" help:"Measure appends, and the same appends to a table of PostgreSQL."`
 	Scale    benchScale    `cmd:"" help:"Measure what grows with the log, at several sizes."`
+	Replay   benchReplay   `cmd:"" help:"Measure the replay and time travel on a data directory."`
 }
 
 type benchRun struct {

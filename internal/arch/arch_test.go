@@ -27,11 +27,12 @@ var mayImport = map[string][]string{
 	"seal":        {},
 	"notary":      {"domain", "eventstore", "seal"},
 	"projections": {"domain", "eventstore"},
+	"forensics":   {"domain", "eventstore", "projections", "seal"},
 	"workers":     {"domain", "eventstore", "projections", "delivery", "keyring"},
 	"api":         {"domain", "eventstore", "projections"},
 	"web":         {"domain", "eventstore", "projections"},
 	"internal":    {"internal", "domain"},
-	"cmd":         {"domain", "eventstore", "projections", "workers", "api", "web", "delivery", "keyring", "migrations", "internal", "notary", "seal"},
+	"cmd":         {"domain", "eventstore", "projections", "workers", "api", "web", "delivery", "keyring", "migrations", "internal", "notary", "seal", "forensics"},
 }
 
 // onlyIn says which rooms may import a package of somebody else, by the start of
