@@ -161,10 +161,12 @@ func (r *Runner) applyAtOnce(ctx context.Context, m Model, log string, known uin
 				return fmt.Errorf("%w: %w", errPoison, e.Err)
 			}
 		}
-		if err := m.apply(ctx, tx, entries); err != nil {
+		counted := &counting{Tx: tx}
+		if err := m.apply(ctx, counted, entries); err != nil {
 			return fmt.Errorf("apply %s %d to %d: %w", log, entries[0].Seq, entries[len(entries)-1].Seq, err)
 		}
-		_, err := tx.Exec(ctx, "update checkpoints set seq = $3, error = '' where model = $1 and log = $2", m.Name, log, entries[len(entries)-1].Seq)
+		_, err := tx.Exec(ctx, "update checkpoints set seq = $3, written = written + $4, error = '' where model = $1 and log = $2"+flush(tx.Conn()),
+			m.Name, log, entries[len(entries)-1].Seq, counted.rows)
 		return err
 	})
 	if fault, ok := errors.AsType[*pgconn.PgError](err); ok && (fault.Code[:2] == "22" || fault.Code[:2] == "23") {

@@ -40,7 +40,7 @@ func TestKilledWhileBuilding(t *testing.T) {
 	} else {
 		t.Parallel()
 	}
-	const emails = 4000 // each has four events
+	const emails = 2500 // each has four events
 	i := loaded(t, 4*emails)
 	pool := i.database(t)
 	testenv.Eventually(t, 30*time.Second, func() error { return whole(t.Context(), pool, emails) })

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -20,7 +21,8 @@ import (
 
 // The process is killed at random moments under load, and started again on the
 // same data. Every mail that was accepted is delivered; what is delivered twice is
-// said to be possible by the log.
+// said to be possible by the log. The seal, which was killed as well, fits the log,
+// and covers no less than before.
 func TestKilledUnderLoad(t *testing.T) {
 	rounds := 5
 	if os.Getenv("POSTBOOK_TEST_LONG") != "" {
@@ -32,12 +34,18 @@ func TestKilledUnderLoad(t *testing.T) {
 	i := launch(t, "POSTBOOK_DELIVERY=relay", "POSTBOOK_RELAY_URL=smtp://"+sink.Addr)
 	accepted := map[string]bool{}
 	unanswered := 0
+	sealed := int64(0)
 	for round := range rounds {
 		ids, lost := i.loadUntilKilled(round, time.Duration(rand.IntN(500))*time.Millisecond)
 		for _, id := range ids {
 			accepted[id] = true
 		}
 		unanswered += lost
+		now := i.sealedEntries(t)
+		if now < sealed {
+			t.Errorf("round %d: %d entries are sealed, and before it were %d", round, now, sealed)
+		}
+		sealed = now
 		i.start("--quiet")
 	}
 
@@ -54,6 +62,9 @@ func TestKilledUnderLoad(t *testing.T) {
 		return nil
 	})
 	i.stop()
+	if now := i.sealedEntries(t); now <= sealed {
+		t.Errorf("in the end %d entries are sealed, and before it were %d", now, sealed)
+	}
 	history = outcomes(t, filepath.Join(i.dir, "log"))
 
 	taken := map[string]int{}
@@ -78,6 +89,25 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 	t.Logf("%d kills: %d mails accepted, %d requests without an answer, %d deliveries, %d unknown outcomes, %d duplicates",
 		rounds, len(accepted), unanswered, sink.Total(), unknown, duplicates)
+}
+
+// sealedEntries holds the logs against the seal, without a server, and says how many
+// entries that covers.
+func (i *instance) sealedEntries(t *testing.T) int64 {
+	t.Helper()
+	out, err := i.postbook("verify", "--log", "--json")
+	if err != nil {
+		t.Fatalf("verify: %v\n%s", err, out)
+	}
+	sealed := int64(0)
+	for dec := json.NewDecoder(strings.NewReader(out)); dec.More(); {
+		var report struct{ Sealed int64 }
+		if err := dec.Decode(&report); err != nil {
+			t.Fatal(err)
+		}
+		sealed += report.Sealed
+	}
+	return sealed
 }
 
 // enough mails were accepted in a round to call it load.

@@ -14,54 +14,51 @@ import (
 	"postbook.dev/postbook/projections"
 )
 
-// How often read models are held against the log. Those that are made of the
-// ledger say who may do what, in the eyes of whoever looks at them: they are small,
-// and looked at all the time.
+// When read models are held against the log. One is looked at as often as that costs
+// a fiftieth of one core, which for small ones is every half a minute; and soon after
+// its tables were written to by somebody else than the projection. Counters tell of
+// that, and whoever owns the database can set them back: so all are looked at daily.
 const (
-	verifySmall = 30 * time.Second
-	verifyAll   = 24 * time.Hour
-	afterStart  = 10 * time.Minute // for the large ones, which a start need not wait for
+	lookEvery   = 10 * time.Second // for marks of foreign writes
+	verifyLeast = 30 * time.Second
+	verifyMost  = 24 * time.Hour
+	verifyShare = 50 // a verification every fifty times as long as it takes
+	afterMarks  = 5  // a tenth of that when there are marks
+
+	afterStart = 10 * time.Minute // where much has to be replayed first, which a start need not wait for
+	muchReplay = 100_000          // entries
 )
+
+// watched is when a read model was verified last.
+type watched struct {
+	model projections.Model
+	marks projections.Marks // before that
+	next  time.Time
+	again time.Time // not earlier, even if there are marks
+}
 
 // watchReadModels verifies the read models until ctx ends, and puts on record what
 // it finds.
 func (s *server) watchReadModels(ctx context.Context) error {
 	verifier := projections.NewRebuilder(s.maker, s.store, s.log)
-	small := func(m projections.Model) bool { return slices.Equal(m.Logs(s.store), []string{eventstore.Ledger}) }
-	next := map[string]time.Time{}
-	for _, m := range projections.Models {
-		if !small(m) {
-			next[m.Name] = time.Now().Add(afterStart)
+	models := make([]*watched, len(projections.Models))
+	for i, m := range projections.Models {
+		models[i] = &watched{model: m}
+		if left, err := verifier.ToReplay(ctx, m); err != nil || left > muchReplay {
+			models[i].next = time.Now().Add(afterStart)
+			models[i].again = models[i].next
 		}
 	}
-	tick := time.NewTicker(verifySmall / 3)
+	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		for _, m := range projections.Models {
-			if time.Now().Before(next[m.Name]) {
-				continue
-			}
-			every := verifyAll
-			if small(m) {
-				every = verifySmall
-			}
-			drift, err := verifier.Verify(ctx, m, nil)
+		for _, w := range models {
+			err := s.verifyIfDue(ctx, verifier, w)
 			switch {
 			case ctx.Err() != nil:
 				return ctx.Err()
 			case err != nil:
-				s.log.Warn("a read model was not verified; it is tried again", "model", m.Name, "error", err)
-				continue
-			}
-			next[m.Name] = time.Now().Add(every)
-			if len(drift) == 0 {
-				continue
-			}
-			for _, d := range drift[:min(len(drift), 10)] {
-				s.log.Error("a row was changed behind the log's back", "table", d.Table, "row", d.Key, "kind", d.Kind)
-			}
-			if err := reportDrift(ctx, s.store, system(time.Now(), "verifier"), m, drift); err != nil {
-				s.log.Error("a finding about a read model is not on record", "error", err)
+				s.log.Warn("a read model was not verified; it is tried again", "model", w.model.Name, "error", err)
 			}
 		}
 		select {
@@ -70,6 +67,37 @@ func (s *server) watchReadModels(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+func (s *server) verifyIfDue(ctx context.Context, verifier *projections.Rebuilder, w *watched) error {
+	begun := time.Now()
+	due := !begun.Before(w.next)
+	if !due && begun.Before(w.again) {
+		return nil
+	}
+	// Without marks, the model is still verified when that is due.
+	marks, err := verifier.Marks(ctx, w.model)
+	if !due && (err != nil || marks == w.marks) {
+		return err
+	}
+	drift, err := verifier.Verify(ctx, w.model, nil)
+	if err != nil {
+		return err
+	}
+	took := time.Since(begun)
+	w.marks = marks
+	w.next = time.Now().Add(min(max(verifyShare*took, verifyLeast), verifyMost))
+	w.again = time.Now().Add(afterMarks * took)
+	if len(drift) == 0 {
+		return nil
+	}
+	for _, d := range drift[:min(len(drift), 10)] {
+		s.log.Error("a row was changed behind the log's back", "table", d.Table, "row", d.Key, "kind", d.Kind)
+	}
+	if err := reportDrift(ctx, s.store, system(time.Now(), "verifier"), w.model, drift); err != nil {
+		s.log.Error("a finding about a read model is not on record", "error", err)
+	}
+	return nil
 }
 
 // reportDrift puts on record which rows differ, but not what is in them.
