@@ -21,6 +21,7 @@ import (
 // Vault seals and opens personal data. Each opening is put on record.
 type Vault interface {
 	Seal(ctx context.Context, account, class, subject string, plain []byte) (domain.Sealed, error)
+	SealAbout(ctx context.Context, account, class, subject string, recipients []string, plain []byte) (domain.Sealed, error)
 	Open(ctx context.Context, account, class, subject string, box []byte) ([]byte, error)
 	Index(ctx context.Context, account, address string) (string, error)
 	MAC(ctx context.Context, purpose string, data []byte) ([]byte, error)

@@ -207,18 +207,29 @@ func seal(head, key, plain, aad []byte) ([]byte, error) {
 	return gcm.Seal(box, nonce, plain, aad), nil
 }
 
-// Open decrypts a box, or returns ErrErased if a key that it needs was destroyed.
-func (a *Account) Open(_ context.Context, class Class, subject string, box, aad []byte) ([]byte, error) {
+// Check returns ErrErased if a key that a box needs was destroyed.
+func (a *Account) Check(class Class, subject string, box []byte) error {
+	_, _, err := a.keyOf(class, subject, box)
+	return err
+}
+
+// keyOf derives the key of a box, and tells how long the box's head is.
+func (a *Account) keyOf(class Class, subject string, box []byte) (key []byte, head int, err error) {
 	people, head, err := about(box)
-	if err != nil {
-		return nil, err
-	}
-	var key []byte
-	if box[0] == plainBox {
+	switch {
+	case err != nil:
+		return nil, 0, err
+	case box[0] == plainBox:
 		key, err = a.keys.key(class, subject)
-	} else {
+	default:
 		key, err = a.keyAbout(class, subject, people, box[:head])
 	}
+	return key, head, err
+}
+
+// Open decrypts a box, or returns ErrErased if a key that it needs was destroyed.
+func (a *Account) Open(_ context.Context, class Class, subject string, box, aad []byte) ([]byte, error) {
+	key, head, err := a.keyOf(class, subject, box)
 	if err != nil {
 		return nil, err
 	}

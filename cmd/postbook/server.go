@@ -56,6 +56,7 @@ type server struct {
 	notary    *notary.Notary // nil without the role workers
 	directory *directory.Directory
 	vault     *vault
+	root      keyring.Root
 	resolver  *delivery.Resolver
 	inbox     *sandbox.Inbox // nil if mail leaves the machine
 	api       *api.API
@@ -154,15 +155,11 @@ func (s *server) openLog(ctx context.Context) error {
 }
 
 func (s *server) openKeys(ctx context.Context) error {
-	root, err := keyring.OpenRoot(ctx, s.cfg.RootKey)
+	ring, root, err := openRing(ctx, s.store, s.cfg.RootKey)
 	if err != nil {
 		return err
 	}
-	bucket, err := s.store.Bucket(ctx, "keysets")
-	if err != nil {
-		return err
-	}
-	ring := keyring.New(keysets{bucket}, root, keyring.Options{})
+	s.root = root
 	if err := ring.Create(ctx, domain.Platform); err != nil {
 		return err
 	}
@@ -408,6 +405,7 @@ func (s *server) baseURL() string { return "http://" + s.listener.Addr().String(
 func (s *server) run(ctx context.Context, ready func(context.Context) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.vault.run(ctx) })
+	group.Go(func() error { return s.vault.ring.Run(ctx) })
 	group.Go(func() error { return s.followLedger(ctx) })
 	if s.cluster != nil {
 		group.Go(func() error { return s.keepCluster(ctx) })
@@ -498,6 +496,8 @@ func (s *server) startWorkers(ctx context.Context, group *errgroup.Group) error 
 		return err
 	}
 	group.Go(func() error { return router.Run(ctx) })
+	group.Go(func() error { return s.eraser().Run(ctx) })
+	group.Go(func() error { return s.resumeRotation(ctx) })
 	return nil
 }
 
