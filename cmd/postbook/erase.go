@@ -22,7 +22,7 @@ import (
 	"postbook.dev/postbook/workers"
 )
 
-// eraser carries out erasures on the data directory's log.
+// newEraser makes what carries out erasures on the data directory's log.
 func newEraser(cfg Config, store *eventstore.Store, ring *keyring.Keyring, by func() domain.Authority, log *slog.Logger) *workers.Eraser {
 	return &workers.Eraser{
 		Store: store, Ring: ring, By: by, Log: log,
@@ -32,6 +32,20 @@ func newEraser(cfg Config, store *eventstore.Store, ring *keyring.Keyring, by fu
 
 func (s *server) eraser() *workers.Eraser {
 	return newEraser(s.cfg, s.store, s.vault.ring, func() domain.Authority { return system(time.Now(), "eraser") }, s.log)
+}
+
+// recipients tells the API what it has to know about somebody who is to be erased.
+type recipients struct {
+	*workers.Eraser
+	ring *keyring.Keyring
+}
+
+func (r recipients) Generation(ctx context.Context, account, recipient string) (int, error) {
+	keys, err := r.ring.Account(ctx, account)
+	if err != nil {
+		return 0, err
+	}
+	return keys.Generation(recipient), nil
 }
 
 // A keeper decides what is kept of accounts' data, and forgets the rest, with the

@@ -302,6 +302,7 @@ func (s *server) openAPI(context.Context) error {
 		Directory:    s.directory,
 		Tables:       projections.NewTables(s.reader),
 		Vault:        s.vault,
+		Recipients:   recipients{s.eraser(), s.vault.ring},
 		ParseMailbox: parseMailbox,
 		ParseDomain:  parseDomain,
 		CheckHeader: func(name, value string) error {
