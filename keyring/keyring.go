@@ -11,6 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"postbook.dev/postbook/domain"
 )
@@ -206,6 +209,7 @@ func (k *Keyring) forget(ctx context.Context, account string, class Class, subje
 			}
 		}
 		if destroyed == 0 {
+			k.drop(account) // somebody else did it, and what is in memory may be older
 			return 0, nil
 		}
 		err = k.save(ctx, account, keys, revision)
@@ -231,6 +235,7 @@ func (k *Keyring) ForgetAccount(ctx context.Context, account string) (bool, erro
 	for range 100 {
 		_, revision, err := k.store.Load(ctx, account)
 		if errors.Is(err, ErrNotFound) {
+			k.drop(account)
 			return false, k.store.Sweep(ctx, account, true)
 		}
 		if err != nil {
@@ -249,6 +254,8 @@ func (k *Keyring) ForgetAccount(ctx context.Context, account string) (bool, erro
 	return false, ErrConflict
 }
 
+const rewrapAtOnce = 16
+
 // Rewrap wraps every keyset with the root's newest key, also those that are made
 // meanwhile, and returns how many there are. What it has done already it need not
 // do again.
@@ -258,15 +265,22 @@ func (k *Keyring) Rewrap(ctx context.Context) (int, error) {
 		if err != nil {
 			return 0, fmt.Errorf("keyring: list the keysets: %w", err)
 		}
-		changed := false
+		var changed atomic.Bool
+		group, all := errgroup.WithContext(ctx)
+		group.SetLimit(rewrapAtOnce) // they wait for the disk together
 		for _, account := range accounts {
-			again, err := k.rewrap(ctx, account)
-			if err != nil {
-				return 0, err
-			}
-			changed = changed || again
+			group.Go(func() error {
+				again, err := k.rewrap(all, account)
+				if again {
+					changed.Store(true)
+				}
+				return err
+			})
 		}
-		if !changed {
+		if err := group.Wait(); err != nil {
+			return 0, err
+		}
+		if !changed.Load() {
 			return len(accounts), nil
 		}
 	}

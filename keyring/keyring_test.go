@@ -194,6 +194,37 @@ func TestTwoProcessesForgetAtTheSameTime(t *testing.T) {
 	}
 }
 
+// What another process has destroyed is not left in the memory of one that is asked
+// to destroy it too.
+func TestWhatElsewhereWasForgottenIsForgottenHere(t *testing.T) {
+	store := newMemory()
+	here := open(t, store)
+	there := New(store, here.root, Options{})
+	for _, id := range []string{"a", "b"} {
+		if err := here.Create(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := here.Account(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, k := range []*Keyring{there, here} {
+		if _, err := k.ForgetRecipient(t.Context(), "a", "ada", 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.ForgetAccount(t.Context(), "b"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, err := here.Account(t.Context(), "a")
+	if err != nil || a.Generation("ada") != 1 {
+		t.Errorf("the recipient's key is in memory still, %v", err)
+	}
+	if _, err := here.Account(t.Context(), "b"); !errors.Is(err, ErrErased) {
+		t.Errorf("the account's keys are in memory still: %v", err)
+	}
+}
+
 func TestAKeysetCannotBePutInThePlaceOfAnother(t *testing.T) {
 	store := newMemory()
 	k := open(t, store)
