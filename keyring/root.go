@@ -103,7 +103,7 @@ func (r vaultRoot) Unwrap(ctx context.Context, wrapped, aad []byte) ([]byte, err
 // Newest reports whether the newest version of the key has wrapped something. What
 // the service wraps says which version that is.
 func (r vaultRoot) Newest(ctx context.Context, wrapped, aad []byte) (bool, error) {
-	now, err := r.Wrap(ctx, nil, aad)
+	now, err := r.Wrap(ctx, []byte{0}, aad)
 	if err != nil {
 		return false, err
 	}
@@ -125,7 +125,7 @@ func versionOf(text string) (int, error) {
 
 // Next says which version comes next. The service makes it when it is switched to.
 func (r vaultRoot) Next(ctx context.Context) (from, to string, err error) {
-	now, err := r.Wrap(ctx, nil, nil)
+	now, err := r.Wrap(ctx, []byte{0}, nil)
 	if err != nil {
 		return "", "", err
 	}
