@@ -89,7 +89,7 @@ func (a *API) prepare(ctx context.Context, r *request, id uuid.UUID, d draft, on
 			Once:       once,
 		},
 		Due:        d.due,
-		Blocked:    account.Blocked,
+		Blocked:    account.Stopped(),
 		SenderName: d.from.Domain,
 		CanSend:    known && from.CanSend && (r.key.Sender == "" || r.key.Sender == from.ID),
 	}
@@ -118,11 +118,13 @@ func (a *API) prepare(ctx context.Context, r *request, id uuid.UUID, d draft, on
 }
 
 func (a *API) seal(ctx context.Context, account, id string, d draft, accepted *email.Accepted) (content []byte, err error) {
+	about := make([]string, len(d.recipients))
 	for i, to := range d.recipients {
 		r := &accepted.Recipients[i]
 		if r.Index, err = a.Vault.Index(ctx, account, to.mailbox.Addr()); err != nil {
 			return nil, err
 		}
+		about[i] = r.Index
 		if r.Address, err = a.Vault.Seal(ctx, account, classRecipient, r.Index, []byte(to.mailbox.Addr())); err != nil {
 			return nil, err
 		}
@@ -131,14 +133,14 @@ func (a *API) seal(ctx context.Context, account, id string, d draft, accepted *e
 	if err != nil {
 		return nil, err
 	}
-	if accepted.Envelope, err = a.Vault.Seal(ctx, account, classEnvelope, id, envelope); err != nil {
+	if accepted.Envelope, err = a.Vault.SealAbout(ctx, account, classEnvelope, id, about, envelope); err != nil {
 		return nil, err
 	}
 	body, err := json.Marshal(d.content)
 	if err != nil {
 		return nil, err
 	}
-	return a.Vault.Seal(ctx, account, classBody, id, body)
+	return a.Vault.SealAbout(ctx, account, classBody, id, about, body)
 }
 
 // Refused puts a refused command on record.

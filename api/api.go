@@ -21,6 +21,7 @@ import (
 // Vault seals and opens personal data. Each opening is put on record.
 type Vault interface {
 	Seal(ctx context.Context, account, class, subject string, plain []byte) (domain.Sealed, error)
+	SealAbout(ctx context.Context, account, class, subject string, recipients []string, plain []byte) (domain.Sealed, error)
 	Open(ctx context.Context, account, class, subject string, box []byte) ([]byte, error)
 	Index(ctx context.Context, account, address string) (string, error)
 	MAC(ctx context.Context, purpose string, data []byte) ([]byte, error)
@@ -38,10 +39,11 @@ func (m Mailbox) Addr() string { return m.Local + "@" + m.Domain }
 
 // Config is what the API is built on.
 type Config struct {
-	Store     *eventstore.Store
-	Directory *directory.Directory
-	Tables    *projections.Tables
-	Vault     Vault
+	Store      *eventstore.Store
+	Directory  *directory.Directory
+	Tables     *projections.Tables
+	Vault      Vault
+	Recipients Recipients
 
 	ParseMailbox func(string) (Mailbox, error)
 	ParseDomain  func(string) (string, error)                    // lower case, A-labels
@@ -124,6 +126,10 @@ func (a *API) routes() {
 	staff("DELETE /staff/accounts/{id}/unblock-requests", a.withdrawUnblock)
 	staff("POST /staff/accounts/{id}/unblock", a.unblockAccount)
 	staff("GET /staff/accounts/{id}", a.accountStory)
+	staff("POST /staff/accounts/{id}/holds", a.placeHold)
+	staff("DELETE /staff/accounts/{id}/holds/{hold}", a.liftHold)
+	staff("POST /staff/accounts/{id}/erasure-proposals", a.proposeErasure)
+	staff("POST /staff/accounts/{id}/erasures", a.erase)
 
 	a.mux.Handle("GET /health", a.endpoint("GET /health", a.stranger, a.health))
 	a.mux.Handle("/", a.endpoint("", a.stranger, a.nowhere))

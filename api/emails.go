@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -144,6 +145,7 @@ type emailBody struct {
 	HTML        **string    `json:"html,omitempty"`
 	Text        **string    `json:"text,omitempty"`
 	Tags        []email.Tag `json:"tags,omitempty"`
+	Erased      bool        `json:"erased,omitempty"` // what was personal in it was erased on request
 }
 
 var emailListFields = []domain.Field{
@@ -179,19 +181,23 @@ func (a *API) listEmails(ctx context.Context, r *request) (answer, error) {
 
 func (a *API) emailBody(ctx context.Context, row projections.Email) (emailBody, error) {
 	id := row.ID
+	e := email.ErasedEnvelope()
 	plain, err := a.Vault.Open(ctx, row.AccountID, classEnvelope, id, row.Envelope)
-	if err != nil {
-		return emailBody{}, err
-	}
-	var e email.Envelope
-	if err := json.Unmarshal(plain, &e); err != nil {
-		return emailBody{}, err
+	erased := errors.Is(err, domain.ErrErased)
+	if !erased {
+		if err == nil {
+			e = email.Envelope{}
+			err = json.Unmarshal(plain, &e)
+		}
+		if err != nil {
+			return emailBody{}, err
+		}
 	}
 	return emailBody{
 		ID: id, To: e.To, From: e.From, CreatedAt: stamp(row.CreatedAt), Subject: e.Subject,
 		Bcc: orEmpty(e.Bcc), Cc: orEmpty(e.Cc), ReplyTo: orEmpty(e.ReplyTo),
 		LastEvent: row.LastEvent, ScheduledAt: stampOf(row.ScheduledAt), MessageID: "<" + row.MessageID + ">",
-		Tags: e.Tags,
+		Tags: e.Tags, Erased: erased,
 	}, nil
 }
 
@@ -211,21 +217,30 @@ func (a *API) getEmail(ctx context.Context, r *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	sealed, err := a.Store.Content(ctx, row.Content)
-	if err != nil {
-		return answer{}, err
-	}
-	plain, err := a.Vault.Open(ctx, row.AccountID, classBody, body.ID, sealed)
-	if err != nil {
-		return answer{}, err
-	}
 	var content email.Content
-	if err := json.Unmarshal(plain, &content); err != nil {
-		return answer{}, err
+	if !body.Erased {
+		if content, err = a.content(ctx, row); errors.Is(err, domain.ErrErased) {
+			body.Erased = true // just now
+		} else if err != nil {
+			return answer{}, err
+		}
 	}
 	html, text := orNull(content.HTML), orNull(content.Text)
 	body.Object, body.HTML, body.Text = "email", &html, &text
 	return answer{status: http.StatusOK, body: body, fields: emailFields, objects: []string{body.ID}}, nil
+}
+
+func (a *API) content(ctx context.Context, row projections.Email) (email.Content, error) {
+	var content email.Content
+	sealed, err := a.Store.Content(ctx, row.Content)
+	if err != nil {
+		return content, err
+	}
+	plain, err := a.Vault.Open(ctx, row.AccountID, classBody, row.ID, sealed)
+	if err != nil {
+		return content, err
+	}
+	return content, json.Unmarshal(plain, &content)
 }
 
 func orNull(s string) *string {

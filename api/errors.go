@@ -30,6 +30,7 @@ var (
 	errBadKey      = &Error{http.StatusBadRequest, "Idempotency keys, if present, must have between 1-256 characters.", "invalid_idempotency_key"}
 	errConcurrent  = &Error{http.StatusConflict, "There is another request in progress with the same idempotency key.", "concurrent_idempotent_requests"}
 	errReused      = &Error{http.StatusConflict, "This idempotency key has been used with this HTTP method and endpoint within the last 24 hours, but the request body was modified and doesn't match the original request.", "invalid_idempotent_request"}
+	errErased      = &Error{http.StatusGone, "It was erased on request.", "erased"}
 	errStaffLogin  = &Error{http.StatusUnauthorized, "The email address, password or code is not right.", "invalid_credentials"}
 	errStaffToken  = &Error{http.StatusUnauthorized, "Sign in first: the session is missing, wrong or over.", "missing_session"}
 )
@@ -60,6 +61,8 @@ func answerTo(err error) (*Error, bool) {
 		return refusal(r), true
 	}
 	switch {
+	case errors.Is(err, domain.ErrErased):
+		return errErased, true
 	case errors.Is(err, projections.ErrLagging):
 		return errBehind, true
 	case errors.Is(err, eventstore.ErrUnavailable), errors.Is(err, projections.ErrUnavailable):
@@ -85,6 +88,10 @@ func refusal(r *domain.Refusal) *Error {
 		return &Error{http.StatusTooManyRequests, r.Message, "rate_limit_exceeded"}
 	case domain.Conflicting:
 		return &Error{http.StatusConflict, r.Message, "resource_locked"}
+	case domain.Held:
+		return &Error{http.StatusConflict, r.Message, "legal_hold"}
+	case domain.Erased:
+		return errErased
 	case domain.Invalid, domain.WrongState:
 	}
 	return &Error{http.StatusUnprocessableEntity, r.Message, "validation_error"}

@@ -31,6 +31,9 @@ var (
 	memberAdmin    = Grant{Kind: Member, Roles: []Role{MemberAdmin}, Vias: []Via{ViaConsole}}
 	theSystem      = Grant{Kind: System, Vias: []Via{ViaWorker}}
 	operatorAtHost = Grant{Kind: Operator, Vias: []Via{ViaCLI}}
+
+	trustWithReason    = Grant{Kind: Staff, Roles: []Role{Trust}, Vias: []Via{ViaAPI, ViaConsole, ViaCLI}, Reason: true}
+	operatorWithReason = Grant{Kind: Operator, Vias: []Via{ViaCLI}, Reason: true}
 )
 
 // Authorities is the platform's table, the only one. Unblocking takes two
@@ -65,6 +68,18 @@ var Authorities = Table{
 
 	"readmodel.report": {theSystem, operatorAtHost},
 	"readmodel.repair": {operatorAtHost},
+
+	// Whoever holds the data directory could destroy keys with their hands. Staff
+	// erase one recipient alone, and a whole account in twos.
+	"retention.place_hold":      {trustWithReason, operatorWithReason},
+	"retention.lift_hold":       {trustWithReason, operatorWithReason},
+	"retention.erase_recipient": {trustWithReason, operatorWithReason},
+	"retention.propose_erasure": {{Kind: Staff, Roles: []Role{Trust}, Vias: []Via{ViaAPI, ViaConsole, ViaCLI}, Reason: true, Fresh: true}},
+	"retention.erase_account":   {{Kind: Staff, Roles: []Role{Trust}, Vias: []Via{ViaAPI, ViaConsole, ViaCLI}, Reason: true, Fresh: true, Approvals: 1}, operatorWithReason},
+	"retention.finish_erasure":  {theSystem, operatorAtHost},
+
+	"kek.start_rotation":  {operatorAtHost},
+	"kek.finish_rotation": {theSystem, operatorAtHost},
 
 	"seal.report": {theSystem, operatorAtHost},
 	"seal.rotate": {operatorAtHost},

@@ -177,6 +177,10 @@ func EventID(command uuid.UUID, n int) uuid.UUID {
 // when the person it is about is forgotten.
 type Sealed []byte
 
+// ErrErased says that the key of sealed data was destroyed: nobody can open it any
+// more.
+var ErrErased = errors.New("the key was destroyed on request")
+
 // A Refusal is a no that the asker may read. Any other error is a fault.
 type Refusal struct {
 	Code    Code
@@ -200,6 +204,8 @@ const (
 	Blocked     Code = "blocked"     // the account's sending is stopped
 	Taken       Code = "taken"       // somebody else has it
 	TooMany     Code = "too_many"    // over a limit
+	Held        Code = "held"        // a legal hold keeps it from being erased
+	Erased      Code = "erased"      // it was erased on request
 	Conflicting Code = "conflicting" // another command won, and what was asked no longer follows
 )
 

@@ -56,6 +56,7 @@ func (s *Store) lastOn(ctx context.Context, log, subject string) (Entry, error) 
 type leaderGet struct {
 	Seq    uint64 `json:"seq,omitempty"`
 	LastOn string `json:"last_by_subj,omitempty"`
+	NextOn string `json:"next_by_subj,omitempty"`
 }
 
 // fromLeader asks the stream's leader. The faster direct read may be answered

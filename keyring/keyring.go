@@ -8,15 +8,14 @@ package keyring
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hmac"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"postbook.dev/postbook/domain"
 )
 
 // Class is a kind of sealed data. Each has keys of its own.
@@ -25,8 +24,8 @@ type Class string
 // The classes.
 const (
 	Recipient Class = "recipient" // about one address: the subject is its blind index
-	Envelope  Class = "envelope"  // the subject is the email's id
-	Body      Class = "body"      // the subject is the email's id
+	Envelope  Class = "envelope"  // the subject is the email's id; about its recipients
+	Body      Class = "body"      // the subject is the email's id; about its recipients
 	Secret    Class = "secret"    // signing keys: the subject is the sender domain's id
 	User      Class = "user"      // about a person who signs in: the subject is their id
 )
@@ -36,7 +35,7 @@ var classes = []Class{Recipient, Envelope, Body, Secret, User}
 
 // The errors that callers tell apart.
 var (
-	ErrErased   = errors.New("keyring: the key was destroyed")
+	ErrErased   = domain.ErrErased
 	ErrNotFound = errors.New("keyring: there is no such keyset")
 	ErrConflict = errors.New("keyring: the keyset was changed by somebody else")
 )
@@ -47,6 +46,15 @@ type Store interface {
 	Load(ctx context.Context, account string) (blob []byte, revision uint64, err error)
 	Save(ctx context.Context, account string, blob []byte, revision uint64) (newRevision uint64, err error)
 	Delete(ctx context.Context, account string, revision uint64) error
+
+	// Sweep makes sure that no earlier revision is left in any file. To overwrite
+	// the bytes takes longer, and is needed where the root key goes on opening them.
+	Sweep(ctx context.Context, account string, overwrite bool) error
+
+	// Accounts are all that have a keyset.
+	Accounts(ctx context.Context) ([]string, error)
+
+	// Watch tells which accounts' keysets have changed; an empty one stands for any.
 	Watch(ctx context.Context, changed func(account string)) error
 }
 
@@ -66,6 +74,7 @@ type Keyring struct {
 
 	mu       sync.RWMutex
 	accounts map[string]*Account
+	changes  int // how often something was dropped
 }
 
 // New makes a keyring over a store of keysets that root wraps.
@@ -83,24 +92,49 @@ func (k *Keyring) Run(ctx context.Context) error {
 
 func (k *Keyring) drop(account string) {
 	k.mu.Lock()
+	defer k.mu.Unlock()
+	if account == "" {
+		clear(k.accounts)
+	}
 	delete(k.accounts, account)
-	k.mu.Unlock()
+	k.changes++
 }
 
-// Create makes an account's keyset if there is none.
+// Create makes an account's keyset if there is none. Keys that were destroyed are
+// not made again.
 func (k *Keyring) Create(ctx context.Context, account string) error {
 	if _, _, err := k.store.Load(ctx, account); !errors.Is(err, ErrNotFound) {
 		return err
 	}
-	blob, err := k.root.Wrap(ctx, newKeyset().marshal(), []byte(account))
-	if err != nil {
-		return fmt.Errorf("keyring: wrap the keyset of %s: %w", account, err)
-	}
-	_, err = k.store.Save(ctx, account, blob, 0)
+	err := k.save(ctx, account, newKeyset(), 0)
 	if errors.Is(err, ErrConflict) {
-		return nil // somebody else has just made it
+		return nil // somebody else has just made it, or it was destroyed
 	}
 	return err
+}
+
+// save wraps a keyset and keeps it. The root's key may be replaced meanwhile, and
+// whoever replaces it may have looked at this keyset before: then it is wrapped
+// once more, because the older key is about to be destroyed.
+func (k *Keyring) save(ctx context.Context, account string, keys *keyset, revision uint64) error {
+	for {
+		blob, err := k.root.Wrap(ctx, keys.marshal(), []byte(account))
+		if err != nil {
+			return fmt.Errorf("keyring: wrap the keyset of %s: %w", account, err)
+		}
+		revision, err = k.store.Save(ctx, account, blob, revision)
+		k.drop(account)
+		if err != nil {
+			return err
+		}
+		newest, err := k.root.Newest(ctx, blob, []byte(account))
+		if err != nil {
+			return fmt.Errorf("keyring: wrap the keyset of %s: %w", account, err)
+		}
+		if newest {
+			return nil
+		}
+	}
 }
 
 // Account returns an account's keys, or ErrErased if they were destroyed.
@@ -111,6 +145,9 @@ func (k *Keyring) Account(ctx context.Context, account string) (*Account, error)
 	if a != nil {
 		return a, nil
 	}
+	k.mu.RLock()
+	changes := k.changes
+	k.mu.RUnlock()
 	keys, _, err := k.load(ctx, account)
 	if err != nil {
 		return nil, err
@@ -118,6 +155,9 @@ func (k *Keyring) Account(ctx context.Context, account string) (*Account, error)
 	a = &Account{id: account, keys: keys}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.changes != changes {
+		return a, nil // it may have been changed since it was loaded, and is not kept
+	}
 	if len(k.accounts) >= k.options.CacheAccounts {
 		for id := range k.accounts { // any one
 			delete(k.accounts, id)
@@ -131,7 +171,7 @@ func (k *Keyring) Account(ctx context.Context, account string) (*Account, error)
 func (k *Keyring) load(ctx context.Context, account string) (*keyset, uint64, error) {
 	blob, revision, err := k.store.Load(ctx, account)
 	if errors.Is(err, ErrNotFound) {
-		return nil, 0, fmt.Errorf("%w: account %s", ErrErased, account)
+		return nil, 0, fmt.Errorf("account %s: %w", account, ErrErased)
 	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("keyring: load the keyset of %s: %w", account, err)
@@ -145,46 +185,139 @@ func (k *Keyring) load(ctx context.Context, account string) (*keyset, uint64, er
 	return keys, revision, err
 }
 
-// Forget destroys the keys of subjects. What was sealed with them can never be
-// opened again.
-func (k *Keyring) Forget(ctx context.Context, account string, class Class, subjects ...string) error {
+// Forget destroys the keys of subjects, and returns how many there were. What was
+// sealed with them can never be opened again.
+func (k *Keyring) Forget(ctx context.Context, account string, class Class, subjects ...string) (int, error) {
+	destroyed, err := k.forget(ctx, account, class, subjects)
+	if err != nil {
+		return 0, err
+	}
+	// An earlier call may have been interrupted before this.
+	return destroyed, k.store.Sweep(ctx, account, true)
+}
+
+func (k *Keyring) forget(ctx context.Context, account string, class Class, subjects []string) (int, error) {
 	for range 100 {
 		keys, revision, err := k.load(ctx, account)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		changed := false
+		destroyed := 0
 		for _, s := range subjects {
-			changed = keys.forget(class, s) || changed
+			if keys.forget(class, s) {
+				destroyed++
+			}
 		}
-		if !changed {
-			return nil
+		if destroyed == 0 {
+			k.drop(account) // somebody else did it, and what is in memory may be older
+			return 0, nil
 		}
-		blob, err := k.root.Wrap(ctx, keys.marshal(), []byte(account))
-		if err != nil {
-			return fmt.Errorf("keyring: wrap the keyset of %s: %w", account, err)
-		}
-		_, err = k.store.Save(ctx, account, blob, revision)
-		k.drop(account)
+		err = k.save(ctx, account, keys, revision)
 		if !errors.Is(err, ErrConflict) {
-			return err
+			return destroyed, err
 		}
 	}
-	return ErrConflict
+	return 0, ErrConflict
 }
 
-// ForgetAccount destroys all keys of an account.
-func (k *Keyring) ForgetAccount(ctx context.Context, account string) error {
-	_, revision, err := k.store.Load(ctx, account)
-	if errors.Is(err, ErrNotFound) {
-		return nil
+// ForgetRecipient destroys a recipient's keys up to a generation: all that was
+// sealed about them is closed for ever. Later ones stay.
+func (k *Keyring) ForgetRecipient(ctx context.Context, account, recipient string, generation int) (int, error) {
+	var names []string
+	for g := range generation + 1 {
+		names = append(names, person{recipient, g}.name())
 	}
-	if err != nil {
-		return err
+	return k.Forget(ctx, account, Recipient, names...)
+}
+
+// ForgetAccount destroys all keys of an account. It reports whether there were any.
+func (k *Keyring) ForgetAccount(ctx context.Context, account string) (bool, error) {
+	for range 100 {
+		_, revision, err := k.store.Load(ctx, account)
+		if errors.Is(err, ErrNotFound) {
+			k.drop(account)
+			return false, k.store.Sweep(ctx, account, true)
+		}
+		if err != nil {
+			return false, err
+		}
+		err = k.store.Delete(ctx, account, revision)
+		k.drop(account)
+		if errors.Is(err, ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		return true, k.store.Sweep(ctx, account, true)
 	}
-	err = k.store.Delete(ctx, account, revision)
-	k.drop(account)
-	return err
+	return false, ErrConflict
+}
+
+const rewrapAtOnce = 16
+
+// Rewrap wraps every keyset with the root's newest key, also those that are made
+// meanwhile, and returns how many there are. What it has done already it need not
+// do again.
+func (k *Keyring) Rewrap(ctx context.Context) (int, error) {
+	for {
+		accounts, err := k.store.Accounts(ctx)
+		if err != nil {
+			return 0, fmt.Errorf("keyring: list the keysets: %w", err)
+		}
+		var changed atomic.Bool
+		group, all := errgroup.WithContext(ctx)
+		group.SetLimit(rewrapAtOnce) // they wait for the disk together
+		for _, account := range accounts {
+			group.Go(func() error {
+				again, err := k.rewrap(all, account)
+				if again {
+					changed.Store(true)
+				}
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			return 0, err
+		}
+		if !changed.Load() {
+			return len(accounts), nil
+		}
+	}
+}
+
+// rewrap reports whether there was something to do.
+func (k *Keyring) rewrap(ctx context.Context, account string) (bool, error) {
+	for range 100 {
+		blob, revision, err := k.store.Load(ctx, account)
+		if errors.Is(err, ErrNotFound) {
+			return false, nil // it was erased
+		}
+		if err != nil {
+			return false, fmt.Errorf("keyring: load the keyset of %s: %w", account, err)
+		}
+		newest, err := k.root.Newest(ctx, blob, []byte(account))
+		if newest || err != nil {
+			return false, err
+		}
+		plain, err := k.root.Unwrap(ctx, blob, []byte(account))
+		if err != nil {
+			return false, fmt.Errorf("keyring: unwrap the keyset of %s: %w", account, err)
+		}
+		keys, err := unmarshal(plain)
+		if err != nil {
+			return false, err
+		}
+		err = k.save(ctx, account, keys, revision)
+		if errors.Is(err, ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		return true, k.store.Sweep(ctx, account, false)
+	}
+	return false, ErrConflict
 }
 
 // MAC authenticates data with the platform's key, for one purpose.
@@ -203,78 +336,4 @@ func (k *Keyring) DeriveKey(ctx context.Context, purpose string) ([]byte, error)
 		return nil, err
 	}
 	return mac(a.keys.mac, "purpose/v1|", purpose), nil
-}
-
-// Account is the keys of one account.
-type Account struct {
-	id   string
-	keys *keyset
-}
-
-// Index is the blind index of an address: the same for the same address in the
-// same account, and no way back. Hex of 8 bytes.
-func (a *Account) Index(address string) string {
-	return hex.EncodeToString(mac(a.keys.index, "email/v1|", strings.ToLower(address))[:8])
-}
-
-// A box is a version, a nonce, a commitment to the key, and the ciphertext.
-// AES-GCM alone lets one ciphertext open under two keys to two texts; the
-// commitment does not.
-const (
-	boxVersion   = 1
-	nonceSize    = 12
-	commitSize   = 16
-	boxOverhead  = 1 + nonceSize + commitSize
-	labelEncrypt = "encrypt/v1"
-	labelCommit  = "commit/v1"
-)
-
-// Seal encrypts plain for a subject, and binds it to aad.
-func (a *Account) Seal(class Class, subject string, plain, aad []byte) ([]byte, error) {
-	key, err := a.keys.key(class, subject)
-	if err != nil {
-		return nil, err
-	}
-	box := make([]byte, boxOverhead, boxOverhead+len(plain)+16)
-	box[0] = boxVersion
-	nonce := box[1 : 1+nonceSize]
-	_, _ = rand.Read(nonce) // never fails
-	copy(box[1+nonceSize:], mac(key, labelCommit, string(nonce))[:commitSize])
-	gcm, err := gcmOf(key)
-	if err != nil {
-		return nil, err
-	}
-	return gcm.Seal(box, nonce, plain, aad), nil
-}
-
-// Open decrypts a box, or returns ErrErased if its key was destroyed.
-func (a *Account) Open(_ context.Context, class Class, subject string, box, aad []byte) ([]byte, error) {
-	key, err := a.keys.key(class, subject)
-	if err != nil {
-		return nil, err
-	}
-	if len(box) < boxOverhead || box[0] != boxVersion {
-		return nil, errors.New("keyring: this is not a sealed box")
-	}
-	nonce := box[1 : 1+nonceSize]
-	if !hmac.Equal(box[1+nonceSize:boxOverhead], mac(key, labelCommit, string(nonce))[:commitSize]) {
-		return nil, errors.New("keyring: the box was sealed with another key")
-	}
-	gcm, err := gcmOf(key)
-	if err != nil {
-		return nil, err
-	}
-	plain, err := gcm.Open(nil, nonce, box[boxOverhead:], aad)
-	if err != nil {
-		return nil, errors.New("keyring: the box was changed, or belongs elsewhere")
-	}
-	return plain, nil
-}
-
-func gcmOf(key []byte) (cipher.AEAD, error) {
-	block, err := aes.NewCipher(mac(key, labelEncrypt))
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCM(block)
 }

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -27,7 +29,7 @@ func (m *memory) Load(_ context.Context, account string) ([]byte, uint64, error)
 	defer m.mu.Unlock()
 	blob, ok := m.blobs[account]
 	if !ok {
-		return nil, 0, ErrNotFound
+		return nil, m.revs[account], ErrNotFound
 	}
 	return bytes.Clone(blob), m.revs[account], nil
 }
@@ -49,7 +51,16 @@ func (m *memory) Delete(_ context.Context, account string, revision uint64) erro
 		return ErrConflict
 	}
 	delete(m.blobs, account)
+	m.revs[account]++ // as a tombstone has one
 	return nil
+}
+
+func (m *memory) Sweep(context.Context, string, bool) error { return nil }
+
+func (m *memory) Accounts(context.Context) ([]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Keys(m.revs)), nil
 }
 
 func (m *memory) Watch(ctx context.Context, _ func(string)) error {
@@ -120,7 +131,7 @@ func TestForgettingDestroysExactlyTheKeysThatWereNamed(t *testing.T) {
 		gone := map[int]bool{}
 		for _, i := range forgotten {
 			gone[i] = true
-			if err := k.Forget(t.Context(), "a", Recipient, fmt.Sprint(i)); err != nil {
+			if n, err := k.Forget(t.Context(), "a", Recipient, fmt.Sprint(i)); n != 1 || err != nil {
 				rt.Fatal(err)
 			}
 		}
@@ -165,7 +176,7 @@ func TestTwoProcessesForgetAtTheSameTime(t *testing.T) {
 			if i%2 == 1 {
 				k = two
 			}
-			if err := k.Forget(context.Background(), "a", Body, fmt.Sprint(i)); err != nil {
+			if _, err := k.Forget(context.Background(), "a", Body, fmt.Sprint(i)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -180,6 +191,37 @@ func TestTwoProcessesForgetAtTheSameTime(t *testing.T) {
 		if _, err := a.Seal(Body, fmt.Sprint(i), nil, nil); !errors.Is(err, ErrErased) {
 			t.Errorf("subject %d: %v, want ErrErased", i, err)
 		}
+	}
+}
+
+// What another process has destroyed is not left in the memory of one that is asked
+// to destroy it too.
+func TestWhatElsewhereWasForgottenIsForgottenHere(t *testing.T) {
+	store := newMemory()
+	here := open(t, store)
+	there := New(store, here.root, Options{})
+	for _, id := range []string{"a", "b"} {
+		if err := here.Create(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := here.Account(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, k := range []*Keyring{there, here} {
+		if _, err := k.ForgetRecipient(t.Context(), "a", "ada", 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.ForgetAccount(t.Context(), "b"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, err := here.Account(t.Context(), "a")
+	if err != nil || a.Generation("ada") != 1 {
+		t.Errorf("the recipient's key is in memory still, %v", err)
+	}
+	if _, err := here.Account(t.Context(), "b"); !errors.Is(err, ErrErased) {
+		t.Errorf("the account's keys are in memory still: %v", err)
 	}
 }
 
@@ -202,7 +244,13 @@ func TestAnErasedAccountHasNoKeys(t *testing.T) {
 	if err := k.Create(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.ForgetAccount(t.Context(), "a"); err != nil {
+	if had, err := k.ForgetAccount(t.Context(), "a"); !had || err != nil {
+		t.Fatal(err)
+	}
+	if had, err := k.ForgetAccount(t.Context(), "a"); had || err != nil {
+		t.Fatalf("again: %v, %v", had, err)
+	}
+	if err := k.Create(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := k.Account(t.Context(), "a"); !errors.Is(err, ErrErased) {

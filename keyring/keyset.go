@@ -1,13 +1,16 @@
 package keyring
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
+	"sort"
 )
 
 // A keyset derives all keys of one account. The key of a subject is a leaf of a
@@ -73,23 +76,40 @@ func (n node) covers(path uint64) bool {
 	return n.depth == 0 || n.prefix>>(leafBits-n.depth) == path>>(leafBits-n.depth)
 }
 
+// end is the place of the last leaf below the node.
+func (n node) end() uint64 {
+	if n.depth == leafBits {
+		return n.prefix
+	}
+	return n.prefix | math.MaxUint64>>n.depth
+}
+
+// above finds the node that the leaf at path lies below, or returns -1. Nodes are
+// in the order of their places, and none lies below another.
+func above(nodes []node, path uint64) int {
+	at := sort.Search(len(nodes), func(i int) bool { return nodes[i].prefix > path }) - 1
+	if at < 0 || !nodes[at].covers(path) {
+		return -1
+	}
+	return at
+}
+
 // key derives the key of a subject, or returns ErrErased.
 func (k *keyset) key(class Class, subject string) ([]byte, error) {
-	path := leaf(subject)
-	for _, n := range k.trees[class] {
-		if !n.covers(path) {
-			continue
-		}
-		seed := n.seed
-		for depth := n.depth; depth < leafBits; depth++ {
-			seed = child(seed, bitAt(path, depth))
-		}
-		return seed[:], nil
-	}
-	if _, ok := k.trees[class]; !ok {
+	nodes, ok := k.trees[class]
+	if !ok {
 		return nil, fmt.Errorf("keyring: there is no class %q", class)
 	}
-	return nil, ErrErased
+	path := leaf(subject)
+	at := above(nodes, path)
+	if at < 0 {
+		return nil, ErrErased
+	}
+	seed := nodes[at].seed
+	for depth := nodes[at].depth; depth < leafBits; depth++ {
+		seed = child(seed, bitAt(path, depth))
+	}
+	return seed[:], nil
 }
 
 // forget makes the key of a subject impossible to derive. It reports whether
@@ -97,21 +117,22 @@ func (k *keyset) key(class Class, subject string) ([]byte, error) {
 func (k *keyset) forget(class Class, subject string) bool {
 	path := leaf(subject)
 	nodes := k.trees[class]
-	at := slices.IndexFunc(nodes, func(n node) bool { return n.covers(path) })
+	at := above(nodes, path)
 	if at < 0 {
 		return false
 	}
 	n := nodes[at]
-	rest := slices.Delete(slices.Clone(nodes), at, at+1)
+	var beside []node
 	seed := n.seed
 	for depth := n.depth; depth < leafBits; depth++ {
 		bit := bitAt(path, depth)
 		mask := uint64(1) << (leafBits - 1 - depth)
-		beside := (path &^ (mask - 1) &^ mask) | (uint64(1-bit) * mask)
-		rest = append(rest, node{prefix: beside, depth: depth + 1, seed: child(seed, 1-bit)})
+		prefix := (path &^ (mask - 1) &^ mask) | (uint64(1-bit) * mask)
+		beside = append(beside, node{prefix: prefix, depth: depth + 1, seed: child(seed, 1-bit)})
 		seed = child(seed, bit)
 	}
-	k.trees[class] = rest
+	slices.SortFunc(beside, func(a, b node) int { return cmp.Compare(a.prefix, b.prefix) })
+	k.trees[class] = slices.Concat(nodes[:at], beside, nodes[at+1:])
 	return true
 }
 
@@ -154,7 +175,7 @@ func unmarshal(b []byte) (*keyset, error) {
 			n := &nodes[i]
 			n.prefix, n.depth = binary.BigEndian.Uint64(b), b[8]
 			copy(n.seed[:], b[9:nodeSize])
-			if n.depth > leafBits {
+			if n.depth > leafBits || n.depth < leafBits && n.prefix<<n.depth != 0 || i > 0 && n.prefix <= nodes[i-1].end() {
 				return nil, errKeyset
 			}
 			b = b[nodeSize:]

@@ -3,25 +3,36 @@ package keyring
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
 
-// Root wraps keysets. It is the one key that is not in the log.
+// Root wraps keysets. It is the one key that is not in the log. It can be replaced
+// while processes use it: they open with the older key too, until it is destroyed,
+// and wrap with the newer one as soon as it is there.
 type Root interface {
 	Wrap(ctx context.Context, plain, aad []byte) ([]byte, error)
 	Unwrap(ctx context.Context, wrapped, aad []byte) ([]byte, error)
+
+	// Newest reports whether the newest key has wrapped something.
+	Newest(ctx context.Context, wrapped, aad []byte) (bool, error)
+
+	// Next gets a newer key ready, and says how it and today's are called. Called
+	// again before the switch, it says the same.
+	Next(ctx context.Context) (from, to string, err error)
+	// Switch makes the key called to the newest. Once that is so, it does nothing.
+	Switch(ctx context.Context, to string) error
+	// Retire destroys all keys but the newest, which is called to.
+	Retire(ctx context.Context, to string) error
 }
 
 // OpenRoot opens the root key at a location: the path of a file, with or without
@@ -39,86 +50,6 @@ func OpenRoot(_ context.Context, location string) (Root, error) {
 		return openVault(u)
 	}
 	return nil, fmt.Errorf("keyring: the root key's location begins with %s://; it can be a path, file://, vault+https:// or, on loopback, vault+http://", u.Scheme)
-}
-
-// fileRoot is a key in a file.
-type fileRoot struct{ key []byte }
-
-// openFile reads a key of 32 bytes, and makes one if there is none. It refuses a
-// file that others may read.
-func openFile(path string) (Root, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return createFile(path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("keyring: open the root key: %w", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("keyring: open the root key: %w", err)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("keyring: others may read the root key %s (mode %o): take that back with `chmod 600 %s`, and consider it known", path, info.Mode().Perm(), path)
-	}
-	key, err := io.ReadAll(io.LimitReader(f, seedSize+1))
-	if err != nil {
-		return nil, fmt.Errorf("keyring: read the root key: %w", err)
-	}
-	if len(key) != seedSize {
-		return nil, fmt.Errorf("keyring: the root key %s holds %d bytes, not %d", path, len(key), seedSize)
-	}
-	return fileRoot{key}, nil
-}
-
-// createFile writes a new key. It is on disk before anything is sealed with it.
-func createFile(path string) (Root, error) {
-	key := make([]byte, seedSize)
-	_, _ = rand.Read(key) // never fails
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("keyring: make the root key: %w", err)
-	}
-	_, err = f.Write(key)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return nil, fmt.Errorf("keyring: write the root key: %w", err)
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return nil, fmt.Errorf("keyring: write the root key: %w", err)
-	}
-	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
-		return nil, fmt.Errorf("keyring: write the root key: %w", err)
-	}
-	return fileRoot{key}, nil
-}
-
-// Wrap encrypts a keyset.
-func (r fileRoot) Wrap(_ context.Context, plain, aad []byte) ([]byte, error) {
-	gcm, err := gcmOf(r.key)
-	if err != nil {
-		return nil, err
-	}
-	nonce := make([]byte, gcm.NonceSize())
-	_, _ = rand.Read(nonce) // never fails
-	return gcm.Seal(nonce, nonce, plain, aad), nil
-}
-
-// Unwrap decrypts a keyset.
-func (r fileRoot) Unwrap(_ context.Context, wrapped, aad []byte) ([]byte, error) {
-	gcm, err := gcmOf(r.key)
-	if err != nil {
-		return nil, err
-	}
-	if len(wrapped) < gcm.NonceSize() {
-		return nil, errKeyset
-	}
-	plain, err := gcm.Open(nil, wrapped[:gcm.NonceSize()], wrapped[gcm.NonceSize():], aad)
-	if err != nil {
-		return nil, errors.New("the root key is not the one that it was wrapped with, or it was changed")
-	}
-	return plain, nil
 }
 
 // vaultRoot is a key in the transit engine of Vault or OpenBao, which never
@@ -169,31 +100,99 @@ func (r vaultRoot) Unwrap(ctx context.Context, wrapped, aad []byte) ([]byte, err
 	return base64.StdEncoding.DecodeString(answer.Plaintext)
 }
 
+// Newest reports whether the newest version of the key has wrapped something. What
+// the service wraps says which version that is.
+func (r vaultRoot) Newest(ctx context.Context, wrapped, aad []byte) (bool, error) {
+	now, err := r.Wrap(ctx, []byte{0}, aad)
+	if err != nil {
+		return false, err
+	}
+	held, err1 := versionOf(string(wrapped))
+	newest, err2 := versionOf(string(now))
+	return held == newest, errors.Join(err1, err2)
+}
+
+// versionOf reads the version out of vault:v7:… or v7.
+func versionOf(text string) (int, error) {
+	text = strings.TrimPrefix(text, "vault:")
+	text, _, _ = strings.Cut(text, ":")
+	n, err := strconv.Atoi(strings.TrimPrefix(text, "v"))
+	if err != nil || n < 1 {
+		return 0, errors.New("keyring: the root key's service does not say which version of the key it has used")
+	}
+	return n, nil
+}
+
+// Next says which version comes next. The service makes it when it is switched to.
+func (r vaultRoot) Next(ctx context.Context) (from, to string, err error) {
+	now, err := r.Wrap(ctx, []byte{0}, nil)
+	if err != nil {
+		return "", "", err
+	}
+	n, err := versionOf(string(now))
+	return fmt.Sprintf("v%d", n), fmt.Sprintf("v%d", n+1), err
+}
+
+// Switch has the service make the next version, if it is not there yet.
+func (r vaultRoot) Switch(ctx context.Context, to string) error {
+	from, _, err := r.Next(ctx)
+	if err != nil {
+		return err
+	}
+	held, err1 := versionOf(from)
+	wanted, err2 := versionOf(to)
+	if err := errors.Join(err1, err2); err != nil || held >= wanted {
+		return err
+	}
+	return r.send(ctx, "keys/"+url.PathEscape(r.name)+"/rotate", map[string]any{}, nil)
+}
+
+// Retire has the service destroy all versions before the one called to.
+func (r vaultRoot) Retire(ctx context.Context, to string) error {
+	n, err := versionOf(to)
+	if err != nil {
+		return err
+	}
+	key := "keys/" + url.PathEscape(r.name)
+	if err := r.send(ctx, key+"/config", map[string]any{"min_decryption_version": n, "min_encryption_version": n}, nil); err != nil {
+		return err
+	}
+	return r.send(ctx, key+"/trim", map[string]any{"min_available_version": n}, nil)
+}
+
 func (r vaultRoot) call(ctx context.Context, verb string, body map[string]string, into any) error {
+	return r.send(ctx, verb+"/"+url.PathEscape(r.name), body, into)
+}
+
+// send asks the service. Without into, an answer without content is enough.
+func (r vaultRoot) send(ctx context.Context, path string, body, into any) error {
 	data, err := json.Marshal(body)
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.base+"/"+verb+"/"+url.PathEscape(r.name), bytes.NewReader(data))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.base+"/"+path, bytes.NewReader(data))
 	if err != nil {
 		return err
 	}
 	req.Header.Set("X-Vault-Token", r.token)
 	resp, err := r.client.Do(req)
 	if err != nil {
-		return fmt.Errorf("%s with the root key's service: %w", verb, err)
+		return fmt.Errorf("%s with the root key's service: %w", path, err)
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
 	if err != nil {
-		return fmt.Errorf("%s with the root key's service: %w", verb, err)
+		return fmt.Errorf("%s with the root key's service: %w", path, err)
 	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s with the root key's service: it answered %s", verb, resp.Status)
+	if resp.StatusCode != http.StatusOK && (into != nil || resp.StatusCode != http.StatusNoContent) {
+		return fmt.Errorf("%s with the root key's service: it answered %s", path, resp.Status)
+	}
+	if into == nil {
+		return nil
 	}
 	var envelope struct{ Data json.RawMessage }
 	if err := json.Unmarshal(answer, &envelope); err != nil {
-		return fmt.Errorf("%s with the root key's service: %w", verb, err)
+		return fmt.Errorf("%s with the root key's service: %w", path, err)
 	}
 	return json.Unmarshal(envelope.Data, into)
 }

@@ -65,6 +65,9 @@ func (c *Console) emails(ctx context.Context, v *visit) (view, error) {
 func (c *Console) envelope(ctx context.Context, row projections.Email) (email.Envelope, error) {
 	var e email.Envelope
 	plain, err := c.Vault.Open(ctx, row.AccountID, "envelope", row.ID, row.Envelope)
+	if errors.Is(err, domain.ErrErased) {
+		return email.ErasedEnvelope(), nil
+	}
 	if err != nil {
 		return e, err
 	}
@@ -127,6 +130,10 @@ func (c *Console) addContent(ctx context.Context, page *emailPage, row projectio
 		return err
 	}
 	plain, err := c.Vault.Open(ctx, row.AccountID, "body", row.ID, sealed)
+	if errors.Is(err, domain.ErrErased) {
+		page.Text = "The content was erased on request. Nobody can read it any more."
+		return nil
+	}
 	if err != nil {
 		return err
 	}

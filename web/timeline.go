@@ -2,6 +2,7 @@ package web
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -35,7 +36,7 @@ func (c *Console) addHistory(ctx context.Context, page *emailPage, row projectio
 		state = email.Decider.Evolve(state, fact)
 		if accepted, ok := fact.(email.Accepted); ok {
 			for _, r := range accepted.Recipients {
-				plain, err := c.Vault.Open(ctx, row.AccountID, "recipient", r.Index, r.Address)
+				plain, err := c.openOr(ctx, row.AccountID, r.Index, r.Address, email.ErasedText)
 				if err != nil {
 					return err
 				}
@@ -46,7 +47,7 @@ func (c *Console) addHistory(ctx context.Context, page *emailPage, row projectio
 		s := step{At: rec.Time, Type: rec.Type, By: string(rec.By.Actor.Kind), Via: rec.By.Via, Place: fmt.Sprintf("%s/%d", rec.Log, rec.Seq)}
 		reply, recipient := s.describe(fact, addresses)
 		if reply != nil && len(reply.Text) > 0 && recipient < len(indexes) {
-			plain, err := c.Vault.Open(ctx, row.AccountID, "recipient", indexes[recipient], reply.Text)
+			plain, err := c.openOr(ctx, row.AccountID, indexes[recipient], reply.Text, email.ErasedText)
 			if err != nil {
 				return err
 			}
@@ -64,6 +65,16 @@ func (c *Console) addHistory(ctx context.Context, page *emailPage, row projectio
 	}
 	page.Final = state.Final()
 	return nil
+}
+
+// openOr opens what is sealed about a recipient, or returns what stands there if they
+// were erased.
+func (c *Console) openOr(ctx context.Context, account, index string, box domain.Sealed, erased string) ([]byte, error) {
+	plain, err := c.Vault.Open(ctx, account, "recipient", index, box)
+	if errors.Is(err, domain.ErrErased) {
+		return []byte(erased), nil
+	}
+	return plain, err
 }
 
 // describe says what an event means, in one sentence.

@@ -45,6 +45,9 @@ func (p *partition) attempt(working, live context.Context, m *mail) {
 	switch {
 	case len(state.Ready(now)) == 0:
 		return // it was cancelled or moved while it waited for its turn
+	case p.d.erased(m.account):
+		p.abandon(working, m, "The account was erased on request.")
+		return
 	case now.After(state.Expires):
 		p.abandon(working, m, "It could not be sent before it expired.")
 		return
@@ -272,7 +275,7 @@ func compose(env email.Envelope, content email.Content) (delivery.Message, error
 // store keeps the signed message, so that each attempt sends the same bytes.
 func (p *partition) store(ctx context.Context, m *mail, from directory.Sender, message []byte) (letter, error) {
 	sum := sha256.Sum256(message)
-	sealed, err := p.d.Vault.Seal(ctx, m.account, classBody, m.id.String(), message)
+	sealed, err := p.d.Vault.SealBeside(ctx, m.account, classBody, m.id.String(), m.accepted.Envelope, message)
 	if err != nil {
 		return letter{}, err
 	}
@@ -328,7 +331,7 @@ var errHeld = errors.New("sending is stopped for this account")
 func (p *partition) begin(account string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.d.blocked(account) != "" {
+	if p.d.blocked(account) != "" || p.d.erased(account) {
 		return false
 	}
 	p.wire[account]++
@@ -411,7 +414,11 @@ func (p *partition) outcome(ctx context.Context, m *mail, i int, r delivery.Resu
 		return o, nil
 	}
 	var err error
-	o.Reply.Text, err = p.d.Vault.Seal(ctx, m.account, classRecipient, m.accepted.Recipients[i].Index, []byte(r.Text))
+	to := m.accepted.Recipients[i]
+	o.Reply.Text, err = p.d.Vault.SealBeside(ctx, m.account, classRecipient, to.Index, to.Address, []byte(r.Text))
+	if errors.Is(err, keyring.ErrErased) {
+		return o, nil // the recipient was erased during the attempt, and the server's words with them
+	}
 	return o, err
 }
 

@@ -22,7 +22,7 @@ import (
 
 // Vault seals and opens personal data.
 type Vault interface {
-	Seal(ctx context.Context, account, class, subject string, plain []byte) (domain.Sealed, error)
+	SealBeside(ctx context.Context, account, class, subject string, beside, plain []byte) (domain.Sealed, error)
 	Open(ctx context.Context, account, class, subject string, box []byte) ([]byte, error)
 }
 

@@ -377,13 +377,22 @@ func (p *partition) passes(account string) bool {
 	return p.d.blocked(account) == "" && p.agenda.active[account] < max(1, p.d.PerAccount/p.d.Store.Partitions())
 }
 
-// blocked is the policy that stopped an account, or empty.
+// blocked is the policy that stopped an account, or empty. The mail of one that was
+// erased is not held: it comes up, and is given up.
 func (d *Dispatcher) blocked(account string) string {
 	a, ok := d.Directory.Account(account)
-	if !ok {
+	switch {
+	case !ok:
 		return "unknown account"
+	case a.Erased:
+		return ""
 	}
 	return a.Blocked
+}
+
+func (d *Dispatcher) erased(account string) bool {
+	a, _ := d.Directory.Account(account)
+	return a.Erased
 }
 
 // release ends the work on an email, and plans what is left to do.

@@ -31,6 +31,8 @@ type commands struct {
 	Rotate      rotateCommand      `cmd:"" help:"Change keys."`
 	Witness     witnessCommand     `cmd:"" help:"Be a witness for other platforms' logs."`
 	Accounts    accountsCommand    `cmd:"" help:"Tell an account's story; block and unblock."`
+	Erase       eraseCommand       `cmd:"" help:"Forget a recipient of an account, or an account: destroy the keys of what is personal."`
+	Holds       holdsCommand       `cmd:"" help:"Keep data from being erased: legal holds."`
 	Staff       staffCommand       `cmd:"" help:"Say who runs the platform."`
 	Bench       benchCommand       `cmd:"" help:"Measure this program, and the limits of this machine in the same run."`
 	Catalogue   catalogueCommand   `cmd:"" help:"Write docs/events.md and the events' JSON Schemas."`

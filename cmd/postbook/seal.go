@@ -161,6 +161,7 @@ func (s *server) witnessed() string {
 }
 
 type rotateCommand struct {
+	KEK  rotateKEK  `cmd:"" name:"kek" help:"Replace the root key, beside a running server or without one. Every keyset is wrapped anew, and the older key is destroyed."`
 	Seal rotateSeal `cmd:"" help:"Make a new key that signs the seal, while no server runs. The old one goes on signing beside it for 30 days."`
 }
 

@@ -57,6 +57,7 @@ type server struct {
 	notary    *notary.Notary // nil without the role workers
 	directory *directory.Directory
 	vault     *vault
+	root      keyring.Root
 	resolver  *delivery.Resolver
 	inbox     *sandbox.Inbox // nil if mail leaves the machine
 	api       *api.API
@@ -186,15 +187,11 @@ func (s *server) openLog(ctx context.Context) error {
 }
 
 func (s *server) openKeys(ctx context.Context) error {
-	root, err := keyring.OpenRoot(ctx, s.cfg.RootKey)
+	ring, root, err := openRing(ctx, s.store, s.cfg.RootKey)
 	if err != nil {
 		return err
 	}
-	bucket, err := s.store.Bucket(ctx, "keysets")
-	if err != nil {
-		return err
-	}
-	ring := keyring.New(keysets{bucket}, root, keyring.Options{})
+	s.root = root
 	if err := ring.Create(ctx, domain.Platform); err != nil {
 		return err
 	}
@@ -337,6 +334,7 @@ func (s *server) openAPI(context.Context) error {
 		Directory:    s.directory,
 		Tables:       projections.NewTables(s.reader),
 		Vault:        s.vault,
+		Recipients:   recipients{s.eraser(), s.vault.ring},
 		ParseMailbox: parseMailbox,
 		ParseDomain:  parseDomain,
 		CheckHeader: func(name, value string) error {
@@ -441,6 +439,7 @@ func (s *server) baseURL() string { return "http://" + s.listener.Addr().String(
 func (s *server) run(ctx context.Context, ready func(context.Context) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.vault.run(ctx) })
+	group.Go(func() error { return s.vault.ring.Run(ctx) })
 	group.Go(func() error { return s.followLedger(ctx) })
 	group.Go(func() error { return trim(ctx) })
 	if s.cluster != nil {
@@ -532,6 +531,8 @@ func (s *server) startWorkers(ctx context.Context, group *errgroup.Group) error 
 		return err
 	}
 	group.Go(func() error { return router.Run(ctx) })
+	group.Go(func() error { return s.eraser().Run(ctx) })
+	group.Go(func() error { return s.resumeRotation(ctx) })
 	return nil
 }
 

@@ -50,13 +50,32 @@ func (v *vault) Seal(ctx context.Context, account, class, subject string, plain 
 	return keys.Seal(keyring.Class(class), subject, plain, bound(account, class, subject))
 }
 
+func (v *vault) SealAbout(ctx context.Context, account, class, subject string, recipients []string, plain []byte) (domain.Sealed, error) {
+	keys, err := v.ring.Account(ctx, account)
+	if err != nil {
+		return nil, err
+	}
+	return keys.SealAbout(keyring.Class(class), subject, recipients, plain, bound(account, class, subject))
+}
+
+func (v *vault) SealBeside(ctx context.Context, account, class, subject string, beside, plain []byte) (domain.Sealed, error) {
+	keys, err := v.ring.Account(ctx, account)
+	if err != nil {
+		return nil, err
+	}
+	return keys.SealBeside(keyring.Class(class), subject, beside, plain, bound(account, class, subject))
+}
+
 func (v *vault) Open(ctx context.Context, account, class, subject string, box []byte) ([]byte, error) {
 	keys, err := v.ring.Account(ctx, account)
 	if err != nil {
 		return nil, err
 	}
-	v.count(ctx, account, class)
-	return keys.Open(ctx, keyring.Class(class), subject, box, bound(account, class, subject))
+	plain, err := keys.Open(ctx, keyring.Class(class), subject, box, bound(account, class, subject))
+	if !errors.Is(err, keyring.ErrErased) {
+		v.count(ctx, account, class)
+	}
+	return plain, err
 }
 
 // bound is what a box is sealed to, so that it opens nowhere else.
@@ -132,25 +151,49 @@ func (v *vault) flush(ctx context.Context) {
 	}
 }
 
-// keysets keeps the keyring's keysets in a bucket of the log.
-type keysets struct{ bucket *eventstore.Bucket }
+// openRing opens the keys of a log: those of a server, and those of a command
+// beside it.
+func openRing(ctx context.Context, store *eventstore.Store, location string) (*keyring.Keyring, keyring.Root, error) {
+	root, err := keyring.OpenRoot(ctx, location)
+	if err != nil {
+		return nil, nil, err
+	}
+	slate, err := store.Slate(ctx, eventstore.Keysets)
+	if err != nil {
+		return nil, nil, err
+	}
+	// Where keysets were before they could be wiped off.
+	if err := slate.Adopt(ctx, "keysets"); err != nil {
+		return nil, nil, err
+	}
+	return keyring.New(keysets{slate}, root, keyring.Options{}), root, nil
+}
+
+// keysets keeps the keyring's keysets on a slate beside the log.
+type keysets struct{ slate *eventstore.Slate }
 
 func (k keysets) Load(ctx context.Context, account string) ([]byte, uint64, error) {
-	blob, revision, err := k.bucket.Get(ctx, account)
+	blob, revision, err := k.slate.Get(ctx, account)
 	return blob, revision, asKeyring(err)
 }
 
 func (k keysets) Save(ctx context.Context, account string, blob []byte, revision uint64) (uint64, error) {
-	revision, err := k.bucket.Update(ctx, account, blob, revision)
+	revision, err := k.slate.Update(ctx, account, blob, revision)
 	return revision, asKeyring(err)
 }
 
 func (k keysets) Delete(ctx context.Context, account string, revision uint64) error {
-	return asKeyring(k.bucket.Delete(ctx, account, revision))
+	return asKeyring(k.slate.Delete(ctx, account, revision))
 }
 
+func (k keysets) Sweep(ctx context.Context, account string, overwrite bool) error {
+	return k.slate.Sweep(ctx, account, overwrite)
+}
+
+func (k keysets) Accounts(ctx context.Context) ([]string, error) { return k.slate.Keys(ctx) }
+
 func (k keysets) Watch(ctx context.Context, changed func(account string)) error {
-	return k.bucket.Watch(ctx, changed)
+	return k.slate.Watch(ctx, changed)
 }
 
 // asKeyring gives the log's errors the names that the keyring knows.

@@ -8,9 +8,11 @@ import (
 	"postbook.dev/postbook/domain/account"
 	"postbook.dev/postbook/domain/apikey"
 	"postbook.dev/postbook/domain/email"
+	"postbook.dev/postbook/domain/kek"
 	"postbook.dev/postbook/domain/member"
 	"postbook.dev/postbook/domain/name"
 	"postbook.dev/postbook/domain/readmodel"
+	"postbook.dev/postbook/domain/retention"
 	"postbook.dev/postbook/domain/seal"
 	"postbook.dev/postbook/domain/sender"
 	"postbook.dev/postbook/domain/staff"
@@ -29,5 +31,7 @@ func Registry() *domain.Registry {
 		access.Catalogue,
 		seal.Catalogue,
 		readmodel.Catalogue,
+		retention.Catalogue,
+		kek.Catalogue,
 	)
 }

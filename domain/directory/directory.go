@@ -14,6 +14,7 @@ import (
 	"postbook.dev/postbook/domain/account"
 	"postbook.dev/postbook/domain/apikey"
 	"postbook.dev/postbook/domain/member"
+	"postbook.dev/postbook/domain/retention"
 	"postbook.dev/postbook/domain/sender"
 	"postbook.dev/postbook/domain/staff"
 )
@@ -23,7 +24,16 @@ type Account struct {
 	ID        string
 	Name      string
 	Blocked   string // policy, empty while it may send
+	Erased    bool   // its keys are destroyed, or about to be
 	RateLimit int
+}
+
+// Stopped says why the account may not send, and nothing while it may.
+func (a Account) Stopped() string {
+	if a.Erased {
+		return "erased"
+	}
+	return a.Blocked
 }
 
 // Key is a live API key.
@@ -147,7 +157,14 @@ func (d *Directory) fold(rec domain.Recorded) {
 		a := d.accounts[of.ID]
 		a.Blocked = ""
 		d.accounts[of.ID] = a
+	case retention.Requested:
+		if e.Recipient == "" {
+			d.erase(of.Account)
+		}
 	case apikey.Issued:
+		if d.accounts[of.Account].Erased {
+			return
+		}
 		d.keys[e.Hash] = Key{ID: of.ID, Account: of.Account, Permission: e.Permission, Sender: e.Sender}
 		d.hashes[of.ID] = e.Hash
 	case apikey.Revoked:
@@ -156,11 +173,40 @@ func (d *Directory) fold(rec domain.Recorded) {
 	case staff.Joined:
 		d.people[of.ID] = Person{ID: of.ID, Account: domain.Platform, Kind: domain.Staff, Role: e.Role, Index: e.Index, Email: e.Email, Password: e.Password, TOTP: e.TOTP}
 	case member.Joined:
+		if d.accounts[of.Account].Erased {
+			return
+		}
 		d.people[of.ID] = Person{ID: of.ID, Account: of.Account, Kind: domain.Member, Role: e.Role, Index: e.Index, Email: e.Email, Password: e.Password}
 	case staff.Left, member.Left:
 		delete(d.people, of.ID)
 	case sender.Event:
-		d.foldSender(of, e)
+		if !d.accounts[of.Account].Erased {
+			d.foldSender(of, e)
+		}
+	}
+}
+
+// erase takes out what belongs to an account that nobody can use any more.
+func (d *Directory) erase(account string) {
+	a := d.accounts[account]
+	a.Erased = true
+	d.accounts[account] = a
+	for hash, key := range d.keys {
+		if key.Account == account {
+			delete(d.keys, hash)
+			delete(d.hashes, key.ID)
+		}
+	}
+	for id, s := range d.senders {
+		if s.Account == account {
+			delete(d.senders, id)
+			delete(d.byName, account+" "+s.Name)
+		}
+	}
+	for id, p := range d.people {
+		if p.Account == account {
+			delete(d.people, id)
+		}
 	}
 }
 

@@ -163,6 +163,14 @@ type Envelope struct {
 	Tags    []Tag             `json:"tags,omitempty"`
 }
 
+// ErasedText stands where there was something that was erased on request.
+const ErasedText = "[erased]"
+
+// ErasedEnvelope stands for the envelope of an email whose keys were destroyed.
+func ErasedEnvelope() Envelope {
+	return Envelope{From: ErasedText, To: []string{ErasedText}, Subject: ErasedText}
+}
+
 // Tag is a label that a customer gives an email.
 type Tag struct {
 	Name  string `json:"name"`
