@@ -240,7 +240,7 @@ func (a *Archiver) due(ctx context.Context, log string, next, end uint64, all bo
 		return false, err
 	}
 	age := a.Now().Sub(oldest.Time)
-	if late := 2 * a.SegmentAge; age > late && a.Now().Sub(a.warned[log]) > late {
+	if late := 2*a.SegmentAge + time.Minute; age > late && a.Now().Sub(a.warned[log]) > late {
 		a.warned[log] = a.Now()
 		a.Log.Warn("the archive falls behind", "log", log, "entries", waiting, "oldest", oldest.Time)
 	}
