@@ -3,6 +3,8 @@ package archive_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -448,4 +450,9 @@ func damage(t testing.TB, file string) {
 	data := must(os.ReadFile(file))(t)
 	data[len(data)/2] ^= 4
 	must(0, os.WriteFile(file, data, 0o600))(t)
+}
+
+func sumOf(data []byte) string {
+	h := sha256.Sum256(data)
+	return hex.EncodeToString(h[:])
 }

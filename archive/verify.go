@@ -100,6 +100,9 @@ func (w *walker) next(ctx context.Context) (held, bool) {
 		return h, ctx.Err() == nil
 	}
 	h.manifest, w.sha = m, m.SHA256
+	if wrong == nil && w.done == 1 && m.Previous != "" {
+		wrong = errors.New("the archive has no segment of what was archived before it")
+	}
 	if wrong == nil && w.done > 1 && previous != "" && m.Previous != previous {
 		wrong = fmt.Errorf("the segment %s was not made after the one before it", s.name())
 	}

@@ -45,7 +45,7 @@ func TestKilledWhileArchiving(t *testing.T) {
 	accepted := map[string]bool{}
 	unanswered := 0
 	for round := range rounds {
-		ids, lost := i.loadUntilKilled(round, time.Duration(rand.IntN(1000))*time.Millisecond)
+		ids, lost := i.loadUntilKilled(round, time.Duration(rand.IntN(2500))*time.Millisecond)
 		for _, id := range ids {
 			accepted[id] = true
 		}
