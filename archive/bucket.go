@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
@@ -20,6 +21,10 @@ type bucket struct {
 	name   string
 	prefix string // "" or one that ends with a slash
 }
+
+// patience bounds one request, so that a connection that hangs does not stop the
+// archiver.
+const patience = 2 * time.Minute
 
 // openBucket reads s3://bucket/prefix?endpoint=…&region=…&insecure=true.
 func openBucket(text string) (Place, error) {
@@ -63,6 +68,8 @@ func (b *bucket) String() string { return "s3://" + b.name + "/" + b.prefix }
 
 // Put sends an object in one request, which keeps all of it or nothing.
 func (b *bucket) Put(ctx context.Context, name string, data []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	_, err := b.client.PutObject(ctx, b.name, b.prefix+name, bytes.NewReader(data), int64(len(data)), minio.PutObjectOptions{
 		ContentType: "application/octet-stream", DisableMultipart: true, SendContentMd5: true,
 	})
@@ -76,6 +83,8 @@ func (b *bucket) Get(ctx context.Context, name string, off, n int64) ([]byte, er
 	if n <= 0 {
 		return nil, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	var options minio.GetObjectOptions
 	if err := options.SetRange(off, off+n-1); err != nil {
 		return nil, fmt.Errorf("archive: read %s: %w", name, err)
@@ -104,7 +113,7 @@ func (b *bucket) failed(name string, err error) error {
 }
 
 func (b *bucket) List(ctx context.Context, prefix string) ([]Object, error) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var all []Object
 	for o := range b.client.ListObjects(ctx, b.name, minio.ListObjectsOptions{Prefix: b.prefix + prefix, Recursive: true}) {
