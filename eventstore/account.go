@@ -3,6 +3,7 @@ package eventstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sort"
 	"strings"
 	"time"
@@ -49,12 +50,13 @@ func (s *Store) Before(ctx context.Context, log string, t time.Time) (uint64, er
 	return stats.First + uint64(after) - 1, failed
 }
 
-// Stats says how much a log holds.
+// Stats says how much a log holds, in its stream and in the archive.
 type Stats struct {
 	Log     string    `json:"log"`
 	Entries uint64    `json:"entries"`
-	Bytes   uint64    `json:"bytes"`
+	Bytes   uint64    `json:"bytes"` // in the stream
 	First   uint64    `json:"first"`
+	Hot     uint64    `json:"hot"` // the first that is in the stream
 	Last    uint64    `json:"last"`
 	From    time.Time `json:"from"`
 	To      time.Time `json:"to"`
@@ -62,16 +64,28 @@ type Stats struct {
 
 // Stats of a log.
 func (s *Store) Stats(ctx context.Context, log string) (Stats, error) {
-	stream, err := s.stream(ctx, log)
+	st, err := s.state(ctx, log)
 	if err != nil {
 		return Stats{}, err
 	}
-	info, err := stream.Info(ctx)
-	if err != nil {
-		return Stats{}, errors.Join(ErrUnavailable, err)
+	stats := Stats{log, st.Msgs, st.Bytes, st.FirstSeq, st.FirstSeq, st.LastSeq, st.FirstTime, st.LastTime}
+	if s.cfg.Archive == nil || !Archived(log) || st.FirstSeq <= 1 {
+		return stats, nil
 	}
-	st := info.State
-	return Stats{log, st.Msgs, st.Bytes, st.FirstSeq, st.LastSeq, st.FirstTime, st.LastTime}, nil
+	first, _, err := s.cfg.Archive.Extent(ctx, log)
+	if err != nil {
+		return Stats{}, fmt.Errorf("eventstore: look for %s in the archive: %w", log, err)
+	}
+	if first == 0 || first >= stats.First {
+		return stats, nil
+	}
+	e, err := s.cfg.Archive.Entry(ctx, log, first)
+	if err != nil {
+		return Stats{}, fmt.Errorf("eventstore: read %s %d from the archive: %w", log, first, err)
+	}
+	stats.Entries += stats.First - first
+	stats.First, stats.From = first, e.Time
+	return stats, nil
 }
 
 // Logs names every log that events are in.

@@ -71,6 +71,14 @@ func (s *Store) decodeEntry(log string, seq uint64, at time.Time, subject string
 	return e
 }
 
+// decodeAs reads a message as far as a follower wants it read.
+func (s *Store) decodeAs(f Following, seq uint64, at time.Time, subject string, body []byte) Entry {
+	if f.Brief != nil {
+		return s.decodeEntryBrief(f.Log, seq, at, subject, body, f.Brief)
+	}
+	return s.decodeEntry(f.Log, seq, at, subject, body)
+}
+
 // decodeEntryBrief is decodeEntry, as far as decodeBrief reads.
 func (s *Store) decodeEntryBrief(log string, seq uint64, at time.Time, subject string, body []byte, whole func(string) bool) Entry {
 	e := Entry{Position: domain.Position{Log: log, Seq: seq}, Time: at, Subject: subject, Raw: body}

@@ -188,3 +188,51 @@ func TestFactSequencesGoOn(t *testing.T) {
 		}
 	}
 }
+
+// Trimming rests on this: a stream that denies deletion and purging can be bounded
+// for a moment, which drops what is beyond the bound before the answer comes; its
+// denials stay, its sequences go on, and the bound outlives neither the second
+// change nor a restart.
+func TestFactBounding(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, in(dir), func(c *Config) { c.Partitions, c.Durability = 1, Interval })
+	ctx := t.Context()
+	body := bytes.Repeat([]byte("x"), 64<<10)
+	for range 300 { // over more than one block file
+		must(s.js.Publish(ctx, "mail.00.acme", body))(t)
+	}
+	if n := len(blocks(t, s, MailLog(0))); n < 2 {
+		t.Fatalf("the log lies in %d block file", n)
+	}
+	bound := func(s *Store, discard jetstream.DiscardPolicy, most int64) jetstream.StreamState {
+		t.Helper()
+		c := must(s.js.Stream(ctx, MailLog(0)))(t).CachedInfo().Config
+		c.Discard, c.MaxMsgs = discard, most
+		return must(s.js.UpdateStream(ctx, c))(t).CachedInfo().State
+	}
+	if st := bound(s, jetstream.DiscardOld, 60); st.FirstSeq != 241 || st.LastSeq != 300 || st.Msgs != 60 {
+		t.Errorf("bounded to 60 of 300 entries, the stream is %+v", st)
+	}
+	bound(s, jetstream.DiscardNew, -1)
+	must(s.js.Publish(ctx, "mail.00.acme", nil))(t)
+	if st := must(s.state(ctx, MailLog(0)))(t); st.FirstSeq != 241 || st.LastSeq != 301 {
+		t.Errorf("when the bound is taken away, the stream is %+v", st)
+	}
+	bound(s, jetstream.DiscardOld, 50) // and the process ends before it takes that away
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, in(dir))
+	for range 10 {
+		must(s.js.Publish(ctx, "mail.00.acme", nil))(t)
+	}
+	// What shared a block file with entries that stay may come back.
+	if st := must(s.state(ctx, MailLog(0)))(t); st.FirstSeq > 252 || st.LastSeq != 311 {
+		t.Errorf("after a restart the stream is %+v", st)
+	}
+	c := must(s.js.Stream(ctx, MailLog(0)))(t).CachedInfo().Config
+	if c.Discard != jetstream.DiscardNew || c.MaxMsgs != -1 || !c.DenyDelete || !c.DenyPurge {
+		t.Errorf("after a restart the stream is configured as %+v", c)
+	}
+}

@@ -32,32 +32,66 @@ type Following struct {
 // Follow hands the entries of a log to apply, strictly in order, from the one
 // after f.After on, and goes on as new ones arrive. It ends with the error of the
 // context or of apply, or with nil at f.StopAt. It survives the loss of the
-// connection.
+// connection. What has left the stream comes from the archive, without a gap or
+// a repeat where they meet, wherever that is by then.
 func (s *Store) Follow(ctx context.Context, f Following, apply func(context.Context, []Entry) error) error {
 	if f.MaxBatch == 0 {
 		f.MaxBatch = 1000
 	}
-	if f.StopAt > 0 && f.StopAt <= f.After {
-		return nil
+	for f.StopAt == 0 || f.After < f.StopAt {
+		var err error
+		if s.cfg.Archive != nil && Archived(f.Log) {
+			if f.After, err = s.followArchive(ctx, f, apply); err != nil {
+				return err
+			}
+		}
+		if f.StopAt > 0 && f.After >= f.StopAt {
+			return nil
+		}
+		if f.After, err = s.followStream(ctx, f, apply); !errors.Is(err, errTrimmed) {
+			return err
+		}
 	}
+	return nil
+}
+
+// maxAhead bounds the bytes of content that are read ahead.
+const maxAhead = 16 << 20
+
+// followStream is Follow in what the server holds. It returns the last sequence
+// that was handed over, and errTrimmed if what comes next has left the stream.
+func (s *Store) followStream(ctx context.Context, f Following, apply func(context.Context, []Entry) error) (uint64, error) {
+	last := f.After
 	consumer, err := s.links[followLink].js.OrderedConsumer(ctx, f.Log, jetstream.OrderedConsumerConfig{
 		FilterSubjects: f.Subjects,
 		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
 		OptStartSeq:    f.After + 1,
 	})
 	if err != nil {
-		return fmt.Errorf("%w: follow %s: %w", ErrUnavailable, f.Log, err)
+		return last, fmt.Errorf("%w: follow %s: %w", ErrUnavailable, f.Log, err)
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(max(f.MaxBatch, 500)))
+	pull := jetstream.PullMessagesOpt(jetstream.PullMaxMessages(max(f.MaxBatch, 500)))
+	if f.Log == Content {
+		pull = jetstream.PullMaxMessagesWithBytesLimit(500, maxAhead)
+	}
+	messages, err := consumer.Messages(pull)
 	if err != nil {
-		return fmt.Errorf("%w: follow %s: %w", ErrUnavailable, f.Log, err)
+		return last, fmt.Errorf("%w: follow %s: %w", ErrUnavailable, f.Log, err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	arrived := make(chan jetstream.Msg, f.MaxBatch)
 	batches := make(chan []Entry)
+	trimmed := make(chan struct{})
 	var running sync.WaitGroup
 	running.Go(func() { receive(ctx, cancel, messages, arrived) })
-	running.Go(func() { s.collect(ctx, cancel, f, arrived, batches) })
+	running.Go(func() {
+		err := s.collect(ctx, f, arrived, batches)
+		if errors.Is(err, errTrimmed) {
+			close(trimmed) // what was handed over before is still being applied
+			return
+		}
+		cancel(err)
+	})
 	defer func() {
 		cancel(nil)
 		messages.Stop()
@@ -68,13 +102,16 @@ func (s *Store) Follow(ctx context.Context, f Following, apply func(context.Cont
 		select {
 		case batch := <-batches:
 			if err := apply(ctx, batch); err != nil {
-				return err
+				return last, err
 			}
-			if f.StopAt > 0 && batch[len(batch)-1].Seq >= f.StopAt {
-				return nil
+			last = batch[len(batch)-1].Seq
+			if f.StopAt > 0 && last >= f.StopAt {
+				return last, nil
 			}
+		case <-trimmed:
+			return last, errTrimmed
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return last, context.Cause(ctx)
 		}
 	}
 }
@@ -108,28 +145,28 @@ func receive(ctx context.Context, cancel context.CancelCauseFunc, messages jetst
 }
 
 // collect makes batches of what arrives, and reads their events ahead of apply.
-func (s *Store) collect(ctx context.Context, cancel context.CancelCauseFunc, f Following, arrived <-chan jetstream.Msg, batches chan<- []Entry) {
+func (s *Store) collect(ctx context.Context, f Following, arrived <-chan jetstream.Msg, batches chan<- []Entry) error {
 	last := f.After
 	for {
 		batch, err := gather(ctx, f, arrived)
-		if err == nil {
-			var entries []Entry
-			entries, err = s.entries(f, batch)
-			if err == nil && entries[0].Seq <= last {
-				err = fmt.Errorf("eventstore: %s handed over %d after %d", f.Log, entries[0].Seq, last)
-			}
-			if err == nil {
-				last = entries[len(entries)-1].Seq
-				select {
-				case batches <- entries:
-				case <-ctx.Done():
-					return
-				}
-			}
-		}
 		if err != nil {
-			cancel(err)
-			return
+			return err
+		}
+		entries, err := s.entries(f, batch)
+		if err != nil {
+			return err
+		}
+		if entries[0].Seq <= last {
+			return fmt.Errorf("eventstore: %s handed over %d after %d", f.Log, entries[0].Seq, last)
+		}
+		if err := s.overtaken(ctx, f, last, entries); err != nil {
+			return err
+		}
+		last = entries[len(entries)-1].Seq
+		select {
+		case batches <- entries:
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
 }
@@ -170,37 +207,39 @@ func gather(ctx context.Context, f Following, arrived <-chan jetstream.Msg) ([]j
 	return batch, nil
 }
 
-// entries reads the events of messages, on as many cores as pay.
+// entries reads the events of messages.
 func (s *Store) entries(f Following, msgs []jetstream.Msg) ([]Entry, error) {
 	entries := make([]Entry, len(msgs))
 	errs := make([]error, len(msgs))
-	read := func(from, to int) {
-		for i := from; i < to; i++ {
-			meta, err := msgs[i].Metadata()
-			if err != nil {
-				errs[i] = fmt.Errorf("eventstore: %s: message without a place: %w", f.Log, err)
-				continue
-			}
-			if f.Undecoded {
-				entries[i] = Entry{
-					Position: domain.Position{Log: f.Log, Seq: meta.Sequence.Stream}, Time: meta.Timestamp,
-					Subject: msgs[i].Subject(), Header: canonicalHeader(msgs[i].Headers()), Raw: msgs[i].Data(),
-				}
-				continue
-			}
-			if f.Brief != nil {
-				entries[i] = s.decodeEntryBrief(f.Log, meta.Sequence.Stream, meta.Timestamp, msgs[i].Subject(), msgs[i].Data(), f.Brief)
-				continue
-			}
-			entries[i] = s.decodeEntry(f.Log, meta.Sequence.Stream, meta.Timestamp, msgs[i].Subject(), msgs[i].Data())
+	inParallel(len(msgs), func(i int) {
+		meta, err := msgs[i].Metadata()
+		if err != nil {
+			errs[i] = fmt.Errorf("eventstore: %s: message without a place: %w", f.Log, err)
+			return
 		}
-	}
+		if f.Undecoded {
+			entries[i] = Entry{
+				Position: domain.Position{Log: f.Log, Seq: meta.Sequence.Stream}, Time: meta.Timestamp,
+				Subject: msgs[i].Subject(), Header: canonicalHeader(msgs[i].Headers()), Raw: msgs[i].Data(),
+			}
+			return
+		}
+		entries[i] = s.decodeAs(f, meta.Sequence.Stream, meta.Timestamp, msgs[i].Subject(), msgs[i].Data())
+	})
+	return entries, errors.Join(errs...)
+}
+
+// inParallel calls work for 0 to n-1, on as many cores as pay.
+func inParallel(n int, work func(i int)) {
 	const worthIt = 64
-	workers := min(runtime.GOMAXPROCS(0), (len(msgs)+worthIt-1)/worthIt)
+	workers := min(runtime.GOMAXPROCS(0), (n+worthIt-1)/worthIt)
 	var all sync.WaitGroup
 	for w := range workers {
-		all.Go(func() { read(len(msgs)*w/workers, len(msgs)*(w+1)/workers) })
+		all.Go(func() {
+			for i := n * w / workers; i < n*(w+1)/workers; i++ {
+				work(i)
+			}
+		})
 	}
 	all.Wait()
-	return entries, errors.Join(errs...)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -21,7 +22,10 @@ import (
 type Owner struct {
 	store     *Store
 	partition int
-	claim     uint64
+	who       string
+
+	mu    sync.RWMutex // held while the claim is renewed, and by appends that rest on it
+	claim uint64
 }
 
 // claim is the body of a claim to a partition.
@@ -35,20 +39,50 @@ func (s *Store) Own(ctx context.Context, partition int, who string) (*Owner, err
 	if partition < 0 || partition >= s.cfg.Partitions || !isToken(who) {
 		return nil, fmt.Errorf("eventstore: %q cannot own partition %d of %d", who, partition, s.cfg.Partitions)
 	}
-	body, err := json.Marshal(claim{Who: who, At: s.cfg.Now().UTC()})
+	o := &Owner{store: s, partition: partition, who: who}
+	if err := o.publish(ctx, nats.Header{}); err != nil {
+		return nil, fmt.Errorf("eventstore: claim partition %d: %w", partition, err)
+	}
+	return o, nil
+}
+
+// publish appends a claim, if what the header expects holds.
+func (o *Owner) publish(ctx context.Context, header nats.Header) error {
+	body, err := json.Marshal(claim{Who: o.who, At: o.store.cfg.Now().UTC()})
 	if err != nil {
-		return nil, fmt.Errorf("eventstore: encode a claim: %w", err)
+		return fmt.Errorf("encode a claim: %w", err)
 	}
-	p := s.publish(ctx, true, &nats.Msg{Subject: ownerSubject(partition), Header: nats.Header{HeaderClaim: {who}}, Data: body})[0]
+	header[HeaderClaim] = []string{o.who}
+	p := o.store.publish(ctx, true, &nats.Msg{Subject: ownerSubject(o.partition), Header: header, Data: body})[0]
 	if p.err != nil {
-		return nil, fmt.Errorf("eventstore: claim partition %d: %w", partition, p.err)
+		return p.err
 	}
-	return &Owner{store: s, partition: partition, claim: p.seq}, nil
+	o.claim = p.seq
+	return nil
+}
+
+// Renew claims the partition again, if nobody else has since. A claim that lies
+// far back would keep what is before it from leaving the stream.
+func (o *Owner) Renew(ctx context.Context) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	err := o.publish(ctx, nats.Header{jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(o.claim, 10)}})
+	if errors.Is(err, ErrConflict) {
+		err = ErrFenced
+	}
+	if err != nil {
+		return fmt.Errorf("eventstore: renew the claim to partition %d: %w", o.partition, err)
+	}
+	return nil
 }
 
 // Seq is the sequence of the claim. Everything the partition's earlier owners
 // recorded lies before it.
-func (o *Owner) Seq() uint64 { return o.claim }
+func (o *Owner) Seq() uint64 {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.claim
+}
 
 // Append records commits of emails of the partition and returns when all are on
 // disk. It returns ErrFenced if somebody has claimed the partition since; then,
@@ -59,6 +93,8 @@ func (o *Owner) Append(ctx context.Context, commits ...Commit) ([][]domain.Recor
 		return nil, nil
 	}
 	s := o.store
+	o.mu.RLock()
+	defer o.mu.RUnlock()
 	msgs := make([]*nats.Msg, len(commits))
 	recorded := make([][]domain.Recorded, len(commits))
 	for i, c := range commits {

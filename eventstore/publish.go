@@ -33,6 +33,7 @@ func (s *Store) publish(ctx context.Context, durable bool, msgs ...*nats.Msg) []
 			setMark(s.cfg.MarkKey, m)
 		}
 	}
+	s.trimming.RLock()
 	if len(msgs) == 1 {
 		bounded, cancel := context.WithTimeout(ctx, ackTimeout)
 		ack, err := s.writer(msgs[0].Subject).PublishMsg(bounded, msgs[0])
@@ -41,6 +42,7 @@ func (s *Store) publish(ctx context.Context, durable bool, msgs ...*nats.Msg) []
 	} else {
 		s.publishMany(ctx, out, msgs)
 	}
+	s.trimming.RUnlock()
 	if durable {
 		s.waitForDisk(ctx, out)
 	}

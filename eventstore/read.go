@@ -29,6 +29,14 @@ type Entry struct {
 
 // Read returns the entry at a sequence of a log, or ErrNoEntry.
 func (s *Store) Read(ctx context.Context, log string, seq uint64) (Entry, error) {
+	e, err := s.fromStream(ctx, log, seq)
+	if errors.Is(err, ErrNoEntry) {
+		return s.fromArchive(ctx, log, seq, err)
+	}
+	return e, err
+}
+
+func (s *Store) fromStream(ctx context.Context, log string, seq uint64) (Entry, error) {
 	if s.local == nil {
 		return s.fromLeader(ctx, log, leaderGet{Seq: seq})
 	}
@@ -100,13 +108,18 @@ func (s *Store) fromLeader(ctx context.Context, log string, get leaderGet) (Entr
 }
 
 // Last is the last sequence on a subject of a log, in which wildcards are
-// allowed; 0 if there is none.
+// allowed; 0 if there is none. Where the stream holds none, and older entries are
+// in the archive, it is the last of these: the subject may have had one up to there.
 func (s *Store) Last(ctx context.Context, log, subject string) (uint64, error) {
 	e, err := s.lastOn(ctx, log, subject)
-	if errors.Is(err, ErrNoEntry) {
+	if !errors.Is(err, ErrNoEntry) {
+		return e.Seq, err
+	}
+	if s.cfg.Archive == nil || !Archived(log) {
 		return 0, nil
 	}
-	return e.Seq, err
+	state, err := s.state(ctx, log)
+	return max(state.FirstSeq, 1) - 1, err
 }
 
 // Head is the last sequence of a log; 0 if it is empty.

@@ -79,6 +79,7 @@ type Config struct {
 	Port       int              // the embedded server listens here on 127.0.0.1; 0 is any free port
 	Replicas   int              // of each stream of a cluster; 0 is 1
 	MaxBytes   int64            // a log that would grow beyond this refuses new entries; 0 is no limit but the disk
+	Archive    Archive          // holds what has left the streams; nil if nothing does
 	MarkKey    []byte           // entries are marked as this platform's own with it; nil marks none
 	Registry   *domain.Registry // what events are written and read with
 	Log        *slog.Logger     // nil is slog.Default
@@ -108,6 +109,8 @@ type Store struct {
 	url     string
 	streams sync.Map // name → jetstream.Stream
 	recent  *recent
+
+	trimming sync.RWMutex // held while a stream is trimmed, and by what this process appends
 
 	syncing sync.Mutex
 	syncers map[string]*syncer
@@ -254,6 +257,9 @@ func (s *Store) Close() error {
 // URL is where clients find the log. It holds the embedded server's password,
 // so it belongs in no log line and in no process argument.
 func (s *Store) URL() string { return s.url }
+
+// Local reports whether the server runs in this process.
+func (s *Store) Local() bool { return s.local != nil }
 
 // Partitions is the number of partitions that the emails lie on.
 func (s *Store) Partitions() int { return s.cfg.Partitions }

@@ -3,7 +3,7 @@ package eventstore
 // The streams that the logs lie on, and how each is bounded. Nothing removes an
 // entry of LEDGER or of the emails' logs: deleting and purging are denied, and a
 // full log refuses what is new. A stream that was created with these denials
-// keeps them for ever.
+// keeps them for ever. What the archive holds can be trimmed: archive.go.
 
 import (
 	"context"
@@ -27,11 +27,33 @@ func (s *Store) createStreams(ctx context.Context) error {
 		return err
 	}
 	for _, c := range s.streamConfigs() {
+		if err := s.keepAge(ctx, &c); err != nil {
+			return err
+		}
 		stream, err := s.js.CreateOrUpdateStream(ctx, c)
 		if err != nil {
 			return fmt.Errorf("eventstore: create stream %s: %w: %w", c.Name, ErrUnavailable, err)
 		}
 		s.streams.Store(c.Name, stream)
+	}
+	return nil
+}
+
+// keepAge leaves a log that an archive bounds without an age, also when it is
+// opened by somebody who does not know the archive: what expires has to be in it.
+func (s *Store) keepAge(ctx context.Context, c *jetstream.StreamConfig) error {
+	if !aged(c.Name) || s.cfg.Archive != nil {
+		return nil
+	}
+	held, err := s.js.Stream(ctx, c.Name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("eventstore: look for %s: %w: %w", c.Name, ErrUnavailable, err)
+	}
+	if held.CachedInfo().Config.MaxAge == 0 {
+		c.MaxAge = 0
 	}
 	return nil
 }
@@ -83,14 +105,18 @@ func (s *Store) streamConfigs() []jetstream.StreamConfig {
 			DenyPurge:   true,
 		}
 	}
-	aged := func(c jetstream.StreamConfig, age time.Duration) jetstream.StreamConfig {
+	bounded := func(c jetstream.StreamConfig, age time.Duration) jetstream.StreamConfig {
 		c.MaxAge = age
 		return c
+	}
+	kept := 400 * day
+	if s.cfg.Archive != nil {
+		kept = 0 // nothing leaves the stream before the archive has it
 	}
 	ledger := log(Ledger, "ledger.>")
 	ledger.Metadata = map[string]string{partitionsKey: strconv.Itoa(s.cfg.Partitions)}
 
-	once := aged(log(Once, "once.>"), day)
+	once := bounded(log(Once, "once.>"), day)
 	once.Discard, once.MaxMsgsPerSubject, once.DenyPurge = jetstream.DiscardOld, 1, false
 
 	timers := log(Timers, "timers.>")
@@ -102,8 +128,8 @@ func (s *Store) streamConfigs() []jetstream.StreamConfig {
 
 	configs := []jetstream.StreamConfig{
 		ledger,
-		aged(log(Asked, "asked.>"), 400*day),
-		aged(log(Access, "access.>"), 400*day),
+		bounded(log(Asked, "asked.>"), kept),
+		bounded(log(Access, "access.>"), kept),
 		log(Content, "content.>"),
 		timers, dead, once,
 	}

@@ -192,6 +192,10 @@ func (s *sealed) follow(ctx context.Context, l *seal.Log) error {
 	})
 }
 
+// Seals reports whether a log is one that is sealed: content and dead letters carry
+// no events.
+func Seals(log string) bool { return log != eventstore.Content && log != eventstore.Dead }
+
 // EntryOf is an entry that was read undecoded, as the seal sees it.
 func EntryOf(e eventstore.Entry) seal.Entry {
 	return seal.Entry{Log: e.Log, Seq: e.Seq, Time: e.Time, Subject: e.Subject, Header: e.Header, Body: e.Raw}

@@ -55,8 +55,11 @@ func (e Entry) Leaf() []byte {
 	return append(b, '\n')
 }
 
+// Hash is one of a tree.
+type Hash = tlog.Hash
+
 // Hash is the hash of the entry's leaf.
-func (e Entry) Hash() tlog.Hash { return tlog.RecordHash(e.Leaf()) }
+func (e Entry) Hash() Hash { return tlog.RecordHash(e.Leaf()) }
 
 // gap is the leaf of an entry that was gone before it could be sealed.
 func gap(log string, seq uint64) tlog.Hash {

@@ -23,6 +23,7 @@ const (
 	Tiles      Kind = "tiles"      // the hashes that the seal keeps are not those that were signed
 	Unsealed   Kind = "unsealed"   // there is no checkpoint, or none that holds
 	Rewritten  Kind = "rewritten"  // a checkpoint that somebody else has kept does not fit
+	Archived   Kind = "archived"   // an entry's copy in the archive is not what it was
 	Stale      Kind = "stale"      // entries are there that should have been sealed by now
 )
 
@@ -75,6 +76,7 @@ type Sum struct {
 	Hash   tlog.Hash
 	Err    error // why it cannot be read as it was written
 	Forged bool
+	Copy   error // what is wrong with the copy of it that is kept elsewhere
 }
 
 // Verification says what a log is held against.
@@ -147,6 +149,9 @@ func (c *comparison) each(batch []Sum) error {
 			c.found(Unreadable, c.last, "%s", s.Err)
 			continue
 		}
+		if s.Copy != nil {
+			c.found(Archived, s.Seq, "%s", s.Copy)
+		}
 		if s.Seq <= c.last {
 			c.found(Extra, s.Seq, "it comes after %d", c.last)
 			c.differs = true
@@ -156,6 +161,11 @@ func (c *comparison) each(batch []Sum) error {
 			c.missing(c.last+1, min(s.Seq-1, uint64(c.checkpoint.Size)))
 		}
 		c.last = s.Seq
+		if s.Err != nil {
+			c.differs = true
+			c.found(Unreadable, s.Seq, "%s", s.Err)
+			continue
+		}
 		if s.Forged {
 			c.found(Forged, s.Seq, "it does not carry this platform's mark")
 		}
@@ -331,14 +341,18 @@ type rangeRoot struct {
 	subtrees []tlog.Hash
 }
 
-func (r *rangeRoot) add(h tlog.Hash) {
-	for n := r.size; n&1 == 1; n >>= 1 {
+func (r *rangeRoot) add(h tlog.Hash) { r.addSubtree(0, h) }
+
+// addSubtree adds 2^level leaves at once. As many have to fit behind those that
+// are there.
+func (r *rangeRoot) addSubtree(level int, h tlog.Hash) {
+	for n := r.size >> level; n&1 == 1; n >>= 1 {
 		last := len(r.subtrees) - 1
 		h = tlog.NodeHash(r.subtrees[last], h)
 		r.subtrees = r.subtrees[:last]
 	}
 	r.subtrees = append(r.subtrees, h)
-	r.size++
+	r.size += 1 << level
 }
 
 func (r *rangeRoot) root() tlog.Hash {

@@ -120,6 +120,9 @@ func (p *partition) keepSnapshots(ctx context.Context) error {
 		if seq == saved {
 			continue
 		}
+		if err := p.renew(ctx, seq); err != nil {
+			return err
+		}
 		if err := p.saveSnapshot(ctx); ctx.Err() != nil {
 			return ctx.Err()
 		} else if err != nil {
@@ -128,6 +131,23 @@ func (p *partition) keepSnapshots(ctx context.Context) error {
 		}
 		saved = seq
 	}
+}
+
+// renewAfter is how many entries may lie behind the claim. It cannot leave the
+// stream, and nothing before it: what is archived may go up to there.
+const renewAfter = 1000
+
+// renew claims the partition again when the claim lies far back.
+func (p *partition) renew(ctx context.Context, seq uint64) error {
+	if seq < p.owner.Seq()+renewAfter {
+		return nil
+	}
+	err := p.owner.Renew(ctx)
+	if err != nil && !errors.Is(err, eventstore.ErrFenced) && ctx.Err() == nil {
+		p.log.Warn("the claim was not renewed; it holds as it is", "error", err)
+		return nil
+	}
+	return err
 }
 
 func (p *partition) saveSnapshot(ctx context.Context) error {

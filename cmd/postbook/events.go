@@ -243,12 +243,12 @@ func (eventsStats) Run(ctx context.Context, cfg Config, out output) error {
 			return err
 		}
 		all = append(all, st)
-		rows = append(rows, []string{st.Log, strconv.FormatUint(st.Entries, 10), fmt.Sprintf("%.1f MB", float64(st.Bytes)/1e6), strconv.FormatUint(st.First, 10), strconv.FormatUint(st.Last, 10)})
+		rows = append(rows, []string{st.Log, strconv.FormatUint(st.Entries, 10), fmt.Sprintf("%.1f MB", float64(st.Bytes)/1e6), strconv.FormatUint(st.First, 10), strconv.FormatUint(st.Hot, 10), strconv.FormatUint(st.Last, 10)})
 	}
 	if done, err := out.object(all); done {
 		return err
 	}
-	return out.table([]string{"LOG", "ENTRIES", "SIZE", "FIRST", "LAST"}, rows)
+	return out.table([]string{"LOG", "ENTRIES", "SIZE", "FIRST", "FIRST IN STREAM", "LAST"}, rows)
 }
 
 type eventsCheck struct {

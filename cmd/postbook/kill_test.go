@@ -154,7 +154,15 @@ type outcome struct {
 
 func outcomes(t *testing.T, dir string) map[string]outcome {
 	t.Helper()
-	store, err := eventstore.Open(t.Context(), eventstore.Config{Dir: dir, Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
+	c := eventstore.Config{Dir: dir, Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)}
+	older, err := openArchive(Config{DataDir: filepath.Dir(dir)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if older != nil {
+		c.Archive = older
+	}
+	store, err := eventstore.Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,7 @@ type commands struct {
 	Projections projectionsCommand `cmd:"" help:"Look at the read models, and build them again."`
 	Verify      verifyCommand      `cmd:"" help:"Find what was changed behind the platform's back."`
 	Replay      replayCommand      `cmd:"" help:"Show how things were at any point of the log, and what changed between two."`
+	Archive     archiveCommand     `cmd:"" help:"Look at the archive of the log's older entries, fill it, and check it."`
 	Rotate      rotateCommand      `cmd:"" help:"Change keys."`
 	Witness     witnessCommand     `cmd:"" help:"Be a witness for other platforms' logs."`
 	Accounts    accountsCommand    `cmd:"" help:"Tell an account's story; block and unblock."`

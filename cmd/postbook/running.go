@@ -66,6 +66,13 @@ func openLog(ctx context.Context, cfg *Config) (*eventstore.Store, error) {
 			return nil, err
 		}
 	}
+	older, err := openArchive(*cfg)
+	if err != nil {
+		return nil, err
+	}
+	if older != nil {
+		c.Archive = older
+	}
 	if c.URL == "" {
 		if _, err := os.Stat(cfg.path("log")); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("there is no log in %s: start the server first, or set POSTBOOK_DATA_DIR", cfg.DataDir)

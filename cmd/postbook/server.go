@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"postbook.dev/postbook/api"
+	"postbook.dev/postbook/archive"
 	"postbook.dev/postbook/delivery"
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/catalogue"
@@ -48,6 +49,7 @@ type server struct {
 
 	metrics   *metrics
 	store     *eventstore.Store
+	archive   *archive.Archive   // nil if there is none
 	cluster   *pgcluster.Cluster // nil if the database is elsewhere
 	owner     string             // URL of the database's owner
 	writer    *pgxpool.Pool      // of the read models
@@ -133,7 +135,7 @@ func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
 	}
 	s := &server{cfg: cfg, log: log, metrics: newMetrics(), directory: directory.New()}
 	steps := []func(context.Context) error{
-		s.openLog, s.openKeys, s.openNotary, s.openDatabase, s.openDelivery, s.openAPI, s.openConsole, s.listen, s.listenSMTP,
+		s.openArchive, s.openLog, s.missesArchive, s.openKeys, s.openNotary, s.openDatabase, s.openDelivery, s.openAPI, s.openConsole, s.listen, s.listenSMTP,
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -163,7 +165,7 @@ func (s *server) openLog(ctx context.Context) error {
 		return err
 	}
 	s.markKey = key
-	store, err := eventstore.Open(ctx, eventstore.Config{
+	c := eventstore.Config{
 		Dir:        s.cfg.path("log"),
 		URL:        s.cfg.NATSURL,
 		Durability: s.cfg.durability(),
@@ -177,7 +179,11 @@ func (s *server) openLog(ctx context.Context) error {
 				s.log.Error("refusal is not on record", "command", c.Verb(), "error", err)
 			})
 		},
-	})
+	}
+	if s.archive != nil {
+		c.Archive = s.archive
+	}
+	store, err := eventstore.Open(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -483,6 +489,9 @@ func (s *server) startRoles(ctx context.Context, group *errgroup.Group) error {
 			return err
 		}
 		s.startNotary(ctx, group)
+		if err := s.startArchiver(ctx, group); err != nil {
+			return err
+		}
 	}
 	if err := s.serveHTTP(ctx, group); err != nil {
 		return err

@@ -63,6 +63,10 @@ func (c verifyCommand) verifyLog(ctx context.Context, cfg Config, out output) (b
 		return false, err
 	}
 	defer done()
+	older, err := openArchive(cfg)
+	if err != nil {
+		return false, err
+	}
 	sound := true
 	var entries uint64
 	for _, log := range reading.logs {
@@ -70,7 +74,11 @@ func (c verifyCommand) verifyLog(ctx context.Context, cfg Config, out output) (b
 		if v.Copies, err = c.copies(cfg, log); err != nil {
 			return false, err
 		}
-		report, err := v.Verify(ctx, reading.sums(log))
+		sums := reading.sums(log)
+		if older != nil {
+			sums = older.Sums(log, sums, reading.mark)
+		}
+		report, err := v.Verify(ctx, sums)
 		if err != nil {
 			return false, fmt.Errorf("verify %s: %w", log, err)
 		}
@@ -78,6 +86,16 @@ func (c verifyCommand) verifyLog(ctx context.Context, cfg Config, out output) (b
 		entries += report.Entries
 		if err := out.report(report); err != nil {
 			return false, err
+		}
+	}
+	if older != nil {
+		// Content is not sealed: events hold its hashes. Its segments are held together.
+		for _, log := range []string{eventstore.Content, eventstore.Dead} {
+			ok, err := out.checked(ctx, older, log, v.Trusted)
+			if err != nil {
+				return false, err
+			}
+			sound = sound && ok
 		}
 	}
 	if !out.json {
@@ -115,7 +133,8 @@ func (c verifyCommand) against(cfg Config) (seal.Verification, string, error) {
 // reading is the logs, and how each is read.
 type reading struct {
 	logs []string
-	sums func(log string) notary.Sums
+	sums func(log string) notary.Sums // of what the streams hold
+	mark []byte
 }
 
 func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func(), error) {
@@ -132,13 +151,13 @@ func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func()
 	if url == "" {
 		dir := cfg.path("log")
 		logs, err := eventstore.LogsAtRest(dir)
-		return reading{logs, func(log string) notary.Sums { return notary.AtRest(dir, log, mark) }}, func() {}, err
+		return reading{logs, func(log string) notary.Sums { return notary.AtRest(dir, log, mark) }, mark}, func() {}, err
 	}
 	store, err := eventstore.Open(ctx, eventstore.Config{URL: url, Registry: catalogue.Registry()})
 	if err != nil {
 		return reading{}, nil, err
 	}
-	read := reading{store.Logs(), func(log string) notary.Sums { return notary.Live(store, log, mark) }}
+	read := reading{store.Logs(), func(log string) notary.Sums { return notary.Live(store, log, mark) }, mark}
 	return read, func() { _ = store.Close() }, nil
 }
 

@@ -26,13 +26,14 @@ var mayImport = map[string][]string{
 	"eventstore":  {"domain"},
 	"seal":        {},
 	"notary":      {"domain", "eventstore", "seal"},
+	"archive":     {"domain", "eventstore", "notary", "seal"},
 	"projections": {"domain", "eventstore"},
 	"forensics":   {"domain", "eventstore", "projections", "seal"},
 	"workers":     {"domain", "eventstore", "projections", "delivery", "keyring"},
 	"api":         {"domain", "eventstore", "projections"},
 	"web":         {"domain", "eventstore", "projections"},
 	"internal":    {"internal", "domain"},
-	"cmd":         {"domain", "eventstore", "projections", "workers", "api", "web", "delivery", "keyring", "migrations", "internal", "notary", "seal", "forensics"},
+	"cmd":         {"domain", "eventstore", "projections", "workers", "api", "web", "delivery", "keyring", "migrations", "internal", "notary", "seal", "forensics", "archive"},
 }
 
 // onlyIn says which rooms may import a package of somebody else, by the start of
@@ -50,6 +51,8 @@ var onlyIn = map[string][]string{
 	"golang.org/x/mod/":                 {"seal"},
 	"github.com/transparency-dev/":      {"seal"},
 	"github.com/minio/highwayhash":      {"eventstore"},
+	"github.com/minio/minio-go":         {"archive"},
+	"github.com/klauspost/compress":     {"archive"},
 	"net/smtp":                          {},
 	"net/mail":                          {"delivery"},
 	"github.com/k3a/html2text":          {"workers"},
