@@ -53,13 +53,13 @@ func (s *Store) Replicas() int { return s.cfg.Replicas }
 // Alone reports whether no other process can use the log.
 func (s *Store) Alone() bool { return s.local != nil }
 
-// untilElected tries something that a cluster may not be ready for.
-func (s *Store) untilElected(ctx context.Context, try func(context.Context) error) error {
+// untilElected tries something that a cluster may not be ready for, for a while.
+func (s *Store) untilElected(ctx context.Context, within time.Duration, try func(context.Context) error) error {
 	err := try(ctx)
 	if s.local != nil {
 		return err
 	}
-	for deadline := time.Now().Add(electionTime); notYet(err) && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(within); notYet(err) && time.Now().Before(deadline); {
 		select {
 		case <-time.After(500 * time.Millisecond):
 		case <-ctx.Done():

@@ -35,10 +35,14 @@ func (s *Store) Follow(ctx context.Context, f Following, apply func(context.Cont
 	if f.StopAt > 0 && f.StopAt <= f.After {
 		return nil
 	}
-	consumer, err := s.links[followLink].js.OrderedConsumer(ctx, f.Log, jetstream.OrderedConsumerConfig{
-		FilterSubjects: f.Subjects,
-		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
-		OptStartSeq:    f.After + 1,
+	var consumer jetstream.Consumer
+	err := s.untilElected(ctx, ackTimeout, func(ctx context.Context) (err error) {
+		consumer, err = s.links[followLink].js.OrderedConsumer(ctx, f.Log, jetstream.OrderedConsumerConfig{
+			FilterSubjects: f.Subjects,
+			DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
+			OptStartSeq:    f.After + 1,
+		})
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("%w: follow %s: %w", ErrUnavailable, f.Log, err)

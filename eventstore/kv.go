@@ -23,7 +23,7 @@ type Bucket struct {
 func (s *Store) Bucket(ctx context.Context, name string) (*Bucket, error) {
 	c := jetstream.KeyValueConfig{Bucket: name, History: 1, Storage: jetstream.FileStorage, Replicas: s.cfg.Replicas, MaxValueSize: maxMessage / 2}
 	var kv jetstream.KeyValue
-	err := s.untilElected(ctx, func(ctx context.Context) (err error) {
+	err := s.untilElected(ctx, electionTime, func(ctx context.Context) (err error) {
 		if held, err := s.js.Stream(ctx, "KV_"+name); s.local == nil && err == nil {
 			c.Replicas = max(c.Replicas, held.CachedInfo().Config.Replicas)
 		}

@@ -158,7 +158,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	s.nc, s.js = s.links[0].nc, s.links[0].js
 	s.settleReplicas()
-	if err := s.untilElected(ctx, s.createStreams); err != nil {
+	if err := s.untilElected(ctx, electionTime, s.createStreams); err != nil {
 		return err
 	}
 	if s.local == nil {

@@ -28,13 +28,20 @@ func (s *Store) createStreams(ctx context.Context) error {
 }
 
 // createStream creates a stream, or brings one that is there to what is expected
-// of it. Copies of it are added, and never taken away.
+// of it. Copies of it are added, and never taken away. One of a cluster that is as
+// it should be is left alone: others may be changing the number of partitions.
 func (s *Store) createStream(ctx context.Context, c jetstream.StreamConfig) error {
 	if s.local == nil {
 		held, err := s.js.Stream(ctx, c.Name)
-		if err == nil {
-			c.Replicas = max(c.Replicas, held.CachedInfo().Config.Replicas)
-		} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
+		switch {
+		case err == nil:
+			there := held.CachedInfo().Config
+			c.Replicas = max(c.Replicas, there.Replicas)
+			if asExpected(there, c) {
+				s.streams.Store(c.Name, held)
+				return nil
+			}
+		case !errors.Is(err, jetstream.ErrStreamNotFound):
 			return fmt.Errorf("eventstore: look for stream %s: %w: %w", c.Name, ErrUnavailable, err)
 		}
 	}
@@ -44,6 +51,13 @@ func (s *Store) createStream(ctx context.Context, c jetstream.StreamConfig) erro
 	}
 	s.streams.Store(c.Name, stream)
 	return nil
+}
+
+// asExpected compares what can differ between a stream and what is expected of it.
+func asExpected(there, c jetstream.StreamConfig) bool {
+	unlimited := func(n int64) int64 { return max(n, 0) } // the server says -1
+	return there.Replicas == c.Replicas && there.MaxAge == c.MaxAge && there.Duplicates == c.Duplicates &&
+		unlimited(there.MaxBytes) == unlimited(c.MaxBytes) && there.Metadata[partitionsKey] == c.Metadata[partitionsKey]
 }
 
 const day = 24 * time.Hour

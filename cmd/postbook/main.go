@@ -26,6 +26,7 @@ type commands struct {
 	Dev         devCommand         `cmd:"" help:"Run the server with an account, keys and a sandbox of its own, and send a first mail."`
 	Events      eventsCommand      `cmd:"" help:"Look at the log."`
 	Projections projectionsCommand `cmd:"" help:"Look at the read models, and build them again."`
+	Partitions  partitionsCommand  `cmd:"" help:"Show over how many partitions emails are spread, or change it."`
 	Verify      verifyCommand      `cmd:"" help:"Find what was changed behind the platform's back."`
 	Rotate      rotateCommand      `cmd:"" help:"Change keys."`
 	Witness     witnessCommand     `cmd:"" help:"Be a witness for other platforms' logs."`
