@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -70,6 +71,9 @@ func (c verifyCommand) verifyLog(ctx context.Context, cfg Config, out output) (b
 		if v.Copies, err = c.copies(cfg, log); err != nil {
 			return false, err
 		}
+		if v.Shared, err = reading.shared(ctx, log); err != nil {
+			return false, err
+		}
 		report, err := v.Verify(ctx, reading.sums(log))
 		if err != nil {
 			return false, fmt.Errorf("verify %s: %w", log, err)
@@ -114,8 +118,21 @@ func (c verifyCommand) against(cfg Config) (seal.Verification, string, error) {
 
 // reading is the logs, and how each is read.
 type reading struct {
-	logs []string
-	sums func(log string) notary.Sums
+	logs  []string
+	sums  func(log string) notary.Sums
+	heads *eventstore.Bucket // that several processes share; nil if the log is one process's own
+}
+
+// shared is the newest head of a log that any process has signed, or nil.
+func (r reading) shared(ctx context.Context, log string) ([]byte, error) {
+	if r.heads == nil {
+		return nil, nil
+	}
+	signed, _, err := r.heads.Get(ctx, log)
+	if errors.Is(err, eventstore.ErrNoEntry) {
+		return nil, nil
+	}
+	return signed, err
 }
 
 func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func(), error) {
@@ -125,20 +142,25 @@ func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func()
 			return reading{}, nil, err
 		}
 	}
-	url := cfg.NATSURL
+	url, external := cfg.NATSURL, cfg.NATSURL != ""
 	if r, ok := found(cfg); ok {
-		url = r.NATSURL
+		url, external = r.NATSURL, r.External
 	}
 	if url == "" {
 		dir := cfg.path("log")
 		logs, err := eventstore.LogsAtRest(dir)
-		return reading{logs, func(log string) notary.Sums { return notary.AtRest(dir, log, mark) }}, func() {}, err
+		return reading{logs: logs, sums: func(log string) notary.Sums { return notary.AtRest(dir, log, mark) }}, func() {}, err
 	}
 	store, err := eventstore.Open(ctx, eventstore.Config{URL: url, Registry: catalogue.Registry()})
 	if err != nil {
 		return reading{}, nil, err
 	}
-	read := reading{store.Logs(), func(log string) notary.Sums { return notary.Live(store, log, mark) }}
+	read := reading{logs: store.Logs(), sums: func(log string) notary.Sums { return notary.Live(store, log, mark) }}
+	if external {
+		if read.heads, err = store.Bucket(ctx, headsBucket); err != nil {
+			return reading{}, nil, errors.Join(err, store.Close())
+		}
+	}
 	return read, func() { _ = store.Close() }, nil
 }
 
