@@ -256,7 +256,7 @@ func (a *API) findEmail(ctx context.Context, r *request) (projections.Email, err
 	if err != nil {
 		return projections.Email{}, err
 	}
-	log := eventstore.MailLog(eventstore.Partition(uuid.MustParse(id), a.Store.Partitions()))
+	log := eventstore.MailLog(a.Store.Partition(uuid.MustParse(id)))
 	if err := a.caughtUp(ctx, r.by.Account, "emails", log); err != nil {
 		return projections.Email{}, err
 	}
@@ -293,7 +293,7 @@ func (a *API) askOwner(ctx context.Context, r *request, ask email.DeskRequest) (
 		return answer{}, err
 	}
 	ask.Account, ask.Email, ask.By = r.by.Account, id, r.command()
-	partition := eventstore.Partition(uuid.MustParse(id), a.Store.Partitions())
+	partition := a.Store.Partition(uuid.MustParse(id))
 	ask.Seq, _ = a.written.in(r.by.Account, eventstore.MailLog(partition))
 	reply, err := a.askDesk(ctx, partition, ask)
 	if refusal := domain.Refused(err); refusal != nil && refusal.Code == domain.NotFound {

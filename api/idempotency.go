@@ -91,7 +91,7 @@ func (a *API) resume(ctx context.Context, c eventstore.Claim) (once, error) {
 func (a *API) byLog(ids []uuid.UUID) map[string][]uuid.UUID {
 	logs := map[string][]uuid.UUID{}
 	for _, id := range ids {
-		log := eventstore.MailLog(eventstore.Partition(id, a.Store.Partitions()))
+		log := eventstore.MailLog(a.Store.Partition(id))
 		logs[log] = append(logs[log], id)
 	}
 	return logs

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/eventstore"
 	"postbook.dev/postbook/projections"
@@ -46,28 +48,32 @@ const patience = 2 * time.Second
 func (a *API) caughtUp(ctx context.Context, account, model string, logs ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	var all errgroup.Group
 	for _, log := range logs {
-		seq, ok := a.written.in(account, log)
-		if !ok {
-			// Another process, or an earlier life of this one, may have written.
-			last, err := a.Store.Last(ctx, log, eventstore.AccountSubject(log, account))
-			if err != nil {
-				return err
-			}
-			seq = last
-			a.written.note(account, domain.Position{Log: log, Seq: seq})
-		}
-		if seq == 0 {
-			continue
-		}
-		if err := a.Tables.Await(ctx, model, log, seq); err != nil {
-			if errors.Is(err, context.DeadlineExceeded) {
-				return projections.ErrLagging
-			}
+		all.Go(func() error { return a.caughtUpOn(ctx, account, model, log) })
+	}
+	return all.Wait()
+}
+
+func (a *API) caughtUpOn(ctx context.Context, account, model, log string) error {
+	seq, ok := a.written.in(account, log)
+	if !ok || !a.Alone {
+		// Another process, or an earlier life of this one, may have written.
+		last, err := a.Store.Last(ctx, log, eventstore.AccountSubject(log, account))
+		if err != nil {
 			return err
 		}
+		seq = max(seq, last)
+		a.written.note(account, domain.Position{Log: log, Seq: seq})
 	}
-	return nil
+	if seq == 0 {
+		return nil
+	}
+	err := a.Tables.Await(ctx, model, log, seq)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return projections.ErrLagging
+	}
+	return err
 }
 
 // settled waits until what was appended to the ledger is known to this process's

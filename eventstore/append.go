@@ -91,7 +91,11 @@ func (s *Store) Accept(ctx context.Context, commits []Commit) ([][]domain.Record
 		if err != nil {
 			return nil, fmt.Errorf("eventstore: accept %s: an email's id is a UUID: %w", c.Stream, err)
 		}
-		msg, one, err := s.encode(mailSubject(Partition(id, s.cfg.Partitions), c.Stream.Account), c)
+		partition, err := s.place(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		msg, one, err := s.encode(mailSubject(partition, c.Stream.Account), c)
 		if err != nil {
 			return nil, err
 		}

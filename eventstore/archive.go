@@ -220,9 +220,13 @@ func (s *Store) Trim(ctx context.Context, log string, upTo uint64) (first uint64
 	}
 	s.trimming.Lock()
 	defer s.trimming.Unlock()
-	state, err := s.state(ctx, log)
-	if err != nil || upTo < state.FirstSeq {
-		return state.FirstSeq, err
+	held, err := s.js.Stream(ctx, log)
+	if err != nil {
+		return 0, fmt.Errorf("eventstore: look at %s: %w: %w", log, ErrUnavailable, err)
+	}
+	state := held.CachedInfo().State
+	if upTo < state.FirstSeq {
+		return state.FirstSeq, nil
 	}
 	if upTo >= state.LastSeq {
 		return state.FirstSeq, fmt.Errorf("eventstore: trim %s up to %d: that is all of it", log, upTo)
@@ -233,6 +237,7 @@ func (s *Store) Trim(ctx context.Context, log string, upTo uint64) (first uint64
 			settled = c
 		}
 	}
+	settled.Replicas = max(settled.Replicas, held.CachedInfo().Config.Replicas) // copies are never taken away
 	bounded := settled
 	bounded.Discard, bounded.MaxMsgs, bounded.MaxBytes = jetstream.DiscardOld, int64(state.LastSeq-upTo), -1
 	// The server works on requests of one connection side by side: the second has to

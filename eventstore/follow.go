@@ -62,10 +62,14 @@ const maxAhead = 16 << 20
 // that was handed over, and errTrimmed if what comes next has left the stream.
 func (s *Store) followStream(ctx context.Context, f Following, apply func(context.Context, []Entry) error) (uint64, error) {
 	last := f.After
-	consumer, err := s.links[followLink].js.OrderedConsumer(ctx, f.Log, jetstream.OrderedConsumerConfig{
-		FilterSubjects: f.Subjects,
-		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
-		OptStartSeq:    f.After + 1,
+	var consumer jetstream.Consumer
+	err := s.untilElected(ctx, ackTimeout, func(ctx context.Context) (err error) {
+		consumer, err = s.links[followLink].js.OrderedConsumer(ctx, f.Log, jetstream.OrderedConsumerConfig{
+			FilterSubjects: f.Subjects,
+			DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
+			OptStartSeq:    f.After + 1,
+		})
+		return err
 	})
 	if err != nil {
 		return last, fmt.Errorf("%w: follow %s: %w", ErrUnavailable, f.Log, err)

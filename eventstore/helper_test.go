@@ -91,7 +91,7 @@ func newEmail() domain.Stream {
 // emailIn is an email of one partition.
 func emailIn(s *Store, partition int) domain.Stream {
 	for {
-		if of := newEmail(); Partition(uuid.MustParse(of.ID), s.Partitions()) == partition {
+		if of := newEmail(); s.Partition(uuid.MustParse(of.ID)) == partition {
 			return of
 		}
 	}

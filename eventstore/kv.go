@@ -1,6 +1,7 @@
 package eventstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,8 +21,14 @@ type Bucket struct {
 
 // Bucket opens a bucket, and creates it if it is not there.
 func (s *Store) Bucket(ctx context.Context, name string) (*Bucket, error) {
-	kv, err := s.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
-		Bucket: name, History: 1, Storage: jetstream.FileStorage, Replicas: s.cfg.Replicas, MaxValueSize: maxMessage / 2,
+	c := jetstream.KeyValueConfig{Bucket: name, History: 1, Storage: jetstream.FileStorage, Replicas: s.cfg.Replicas, MaxValueSize: maxMessage / 2}
+	var kv jetstream.KeyValue
+	err := s.untilElected(ctx, electionTime, func(ctx context.Context) (err error) {
+		if held, err := s.js.Stream(ctx, "KV_"+name); s.local == nil && err == nil {
+			c.Replicas = max(c.Replicas, held.CachedInfo().Config.Replicas)
+		}
+		kv, err = s.js.CreateOrUpdateKeyValue(ctx, c)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("eventstore: open bucket %s: %w: %w", name, ErrUnavailable, err)
@@ -35,6 +42,9 @@ func (s *Store) Bucket(ctx context.Context, name string) (*Bucket, error) {
 
 // Get returns a value and its revision, or ErrNoEntry.
 func (b *Bucket) Get(ctx context.Context, key string) (value []byte, revision uint64, err error) {
+	if b.store.local == nil {
+		return b.getFromLeader(ctx, key)
+	}
 	e, err := b.kv.Get(ctx, key)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return nil, 0, fmt.Errorf("eventstore: get %s: %w", key, ErrNoEntry)
@@ -43,6 +53,19 @@ func (b *Bucket) Get(ctx context.Context, key string) (value []byte, revision ui
 		return nil, 0, fmt.Errorf("eventstore: get %s: %w: %w", key, ErrUnavailable, err)
 	}
 	return e.Value(), e.Revision(), nil
+}
+
+// getFromLeader asks the bucket's leader: what another process has just been told
+// is written has to be seen.
+func (b *Bucket) getFromLeader(ctx context.Context, key string) (value []byte, revision uint64, err error) {
+	m, err := b.store.leaderMessage(ctx, b.stream, leaderGet{LastOn: "$KV." + b.kv.Bucket() + "." + key})
+	if err != nil {
+		return nil, 0, err
+	}
+	if bytes.Contains(m.Header, []byte("\r\n"+jetstream.MarkerReasonHeader+":")) || bytes.Contains(m.Header, []byte("\r\nKV-Operation:")) {
+		return nil, 0, fmt.Errorf("eventstore: get %s: %w", key, ErrNoEntry) // what is there says that it was deleted
+	}
+	return m.Data, m.Seq, nil
 }
 
 // Put sets a value, whatever was there, and returns its revision.

@@ -26,6 +26,7 @@ type Owner struct {
 
 	mu    sync.RWMutex // held while the claim is renewed, and by appends that rest on it
 	claim uint64
+	one   sync.Mutex // of a cluster, which checks one append of an owner at a time
 }
 
 // claim is the body of a claim to a partition.
@@ -36,8 +37,8 @@ type claim struct {
 
 // Own claims a partition for who, and fences off whoever had it.
 func (s *Store) Own(ctx context.Context, partition int, who string) (*Owner, error) {
-	if partition < 0 || partition >= s.cfg.Partitions || !isToken(who) {
-		return nil, fmt.Errorf("eventstore: %q cannot own partition %d of %d", who, partition, s.cfg.Partitions)
+	if partition < 0 || partition >= s.Partitions() || !isToken(who) {
+		return nil, fmt.Errorf("eventstore: %q cannot own partition %d of %d", who, partition, s.Partitions())
 	}
 	o := &Owner{store: s, partition: partition, who: who}
 	if err := o.publish(ctx, nats.Header{}); err != nil {
@@ -111,11 +112,7 @@ func (o *Owner) Append(ctx context.Context, commits ...Commit) ([][]domain.Recor
 	if s.local != nil {
 		out = s.publish(ctx, true, msgs...)
 	} else {
-		// A cluster checks one expectation of a subject at a time, and answers
-		// a second one that comes meanwhile with a conflict.
-		for _, m := range msgs {
-			out = append(out, s.publish(ctx, true, m)...)
-		}
+		out = o.oneByOne(ctx, msgs)
 	}
 	err := s.settle(ctx, commits, recorded, out)
 	s.appended(mail, begun, err, recorded...)
@@ -126,4 +123,24 @@ func (o *Owner) Append(ctx context.Context, commits ...Commit) ([][]domain.Recor
 		return nil, fmt.Errorf("eventstore: append to partition %d: %w", o.partition, err)
 	}
 	return recorded, nil
+}
+
+// oneByOne hands messages to a cluster, which checks one expectation of a subject
+// at a time and answers a second one that comes meanwhile with a conflict. Whether
+// a conflict is a fence, the claims themselves say.
+func (o *Owner) oneByOne(ctx context.Context, msgs []*nats.Msg) []published {
+	o.one.Lock()
+	defer o.one.Unlock()
+	var out []published
+	for _, m := range msgs {
+		p := o.store.publish(ctx, true, m)[0]
+		if errors.Is(p.err, ErrConflict) {
+			last, err := o.store.Last(ctx, MailLog(o.partition), ownerSubject(o.partition))
+			if err != nil || last == o.claim {
+				p.err = fmt.Errorf("%w: the claim still holds, and an append under it was refused", ErrUnavailable)
+			}
+		}
+		out = append(out, p)
+	}
+	return out
 }

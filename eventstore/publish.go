@@ -36,7 +36,7 @@ func (s *Store) publish(ctx context.Context, durable bool, msgs ...*nats.Msg) []
 	s.trimming.RLock()
 	if len(msgs) == 1 {
 		bounded, cancel := context.WithTimeout(ctx, ackTimeout)
-		ack, err := s.writer(msgs[0].Subject).PublishMsg(bounded, msgs[0])
+		ack, err := s.publishOne(bounded, msgs[0])
 		cancel()
 		out[0] = answer(ack, err)
 	} else {

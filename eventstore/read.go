@@ -70,40 +70,52 @@ type leaderGet struct {
 // fromLeader asks the stream's leader. The faster direct read may be answered
 // by a follower of a cluster, which may not have what was just acknowledged.
 func (s *Store) fromLeader(ctx context.Context, log string, get leaderGet) (Entry, error) {
+	m, err := s.leaderMessage(ctx, log, get)
+	if err != nil {
+		return Entry{}, err
+	}
+	return s.decodeEntry(log, m.Seq, m.Time, m.Subject, m.Data), nil
+}
+
+// leaderMessage is a message as a stream's leader has it.
+type leaderMessage struct {
+	Subject string    `json:"subject"`
+	Seq     uint64    `json:"seq"`
+	Header  []byte    `json:"hdrs"`
+	Data    []byte    `json:"data"`
+	Time    time.Time `json:"time"`
+}
+
+func (s *Store) leaderMessage(ctx context.Context, log string, get leaderGet) (leaderMessage, error) {
 	if !isToken(log) {
-		return Entry{}, fmt.Errorf("eventstore: there is no log called %q: %w", log, ErrNoEntry)
+		return leaderMessage{}, fmt.Errorf("eventstore: there is no log called %q: %w", log, ErrNoEntry)
 	}
 	request, err := json.Marshal(get)
 	if err != nil {
-		return Entry{}, fmt.Errorf("eventstore: ask for an entry: %w", err)
+		return leaderMessage{}, fmt.Errorf("eventstore: ask for an entry: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
 	reply, err := s.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+log, request)
 	if err != nil {
-		return Entry{}, fmt.Errorf("eventstore: read from %s: %w: %w", log, ErrUnavailable, err)
+		return leaderMessage{}, fmt.Errorf("eventstore: read from %s: %w: %w", log, ErrUnavailable, err)
 	}
 	var answer struct {
 		Error   *jetstream.APIError `json:"error"`
-		Message *struct {
-			Subject string    `json:"subject"`
-			Seq     uint64    `json:"seq"`
-			Data    []byte    `json:"data"`
-			Time    time.Time `json:"time"`
-		} `json:"message"`
+		Message *leaderMessage      `json:"message"`
 	}
 	if err := json.Unmarshal(reply.Data, &answer); err != nil {
-		return Entry{}, fmt.Errorf("eventstore: read from %s: %w: %w", log, ErrUnavailable, err)
+		return leaderMessage{}, fmt.Errorf("eventstore: read from %s: %w: %w", log, ErrUnavailable, err)
 	}
 	switch m := answer.Message; {
 	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
-		return Entry{}, fmt.Errorf("eventstore: read from %s: %w", log, ErrNoEntry)
+		return leaderMessage{}, fmt.Errorf("eventstore: read from %s: %w", log, ErrNoEntry)
 	case answer.Error != nil:
-		return Entry{}, fmt.Errorf("eventstore: read from %s: %w: %w", log, ErrUnavailable, answer.Error)
+		return leaderMessage{}, fmt.Errorf("eventstore: read from %s: %w: %w", log, ErrUnavailable, answer.Error)
 	case m == nil:
-		return Entry{}, fmt.Errorf("eventstore: read from %s: %w: the answer holds no message", log, ErrUnavailable)
+		return leaderMessage{}, fmt.Errorf("eventstore: read from %s: %w: the answer holds no message", log, ErrUnavailable)
 	default:
-		return s.decodeEntry(log, m.Seq, m.Time, m.Subject, m.Data), nil
+		return *m, nil
 	}
 }
 

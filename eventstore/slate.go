@@ -46,12 +46,16 @@ const (
 // has left is wiped off.
 func (s *Store) Slate(ctx context.Context, name string) (*Slate, error) {
 	prefix := strings.ToLower(name) + "."
-	stream, err := s.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+	err := s.createStream(ctx, jetstream.StreamConfig{
 		Name: name, Subjects: []string{prefix + ">"}, Storage: jetstream.FileStorage, Replicas: s.cfg.Replicas,
 		Discard: jetstream.DiscardNew, MaxMsgSize: maxMessage, DenyPurge: true,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("eventstore: open slate %s: %w: %w", name, ErrUnavailable, err)
+		return nil, err
+	}
+	stream, err := s.stream(ctx, name)
+	if err != nil {
+		return nil, err
 	}
 	if err := s.startSyncing(name); err != nil {
 		return nil, err

@@ -17,9 +17,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -39,14 +39,6 @@ const (
 
 // MailLog is the log of one partition of the emails, such as "MAIL_00".
 func MailLog(partition int) string { return fmt.Sprintf("MAIL_%02d", partition) }
-
-// Partition is where an email's facts lie: the FNV-1a hash of its id in text
-// form. It is computed over the email, so that a large account is spread out.
-func Partition(email uuid.UUID, partitions int) int {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(email.String()))
-	return int(h.Sum32() % uint32(partitions))
-}
 
 // Durability is what an answer of the embedded log promises about the disk.
 type Durability string
@@ -73,11 +65,11 @@ var (
 // Config says where the log is and how it is kept.
 type Config struct {
 	Dir        string           // holds the embedded server's data; used when URL is empty
-	URL        string           // of a NATS cluster; empty runs a server in this process
+	URL        string           // of the servers of a NATS cluster, by commas; empty runs a server in this process
 	Durability Durability       // of the embedded server; empty is Fsync
-	Partitions int              // of the emails, fixed when the log is created; 0 is what it was created with, or 4
+	Partitions int              // of the emails, when the log is created; 0 is what it has, or 4
 	Port       int              // the embedded server listens here on 127.0.0.1; 0 is any free port
-	Replicas   int              // of each stream of a cluster; 0 is 1
+	Replicas   int              // of each stream; 0 is 3 in a cluster, and else 1
 	MaxBytes   int64            // a log that would grow beyond this refuses new entries; 0 is no limit but the disk
 	Archive    Archive          // holds what has left the streams; nil if nothing does
 	MarkKey    []byte           // entries are marked as this platform's own with it; nil marks none
@@ -112,6 +104,14 @@ type Store struct {
 
 	trimming sync.RWMutex // held while a stream is trimmed, and by what this process appends
 
+	epochs        []Epoch
+	learned       atomic.Int64 // when they were looked at last, in nanoseconds
+	repartition   sync.Once
+	repartitioned chan struct{}
+
+	stopWatching context.CancelFunc
+	watching     sync.WaitGroup
+
 	syncing sync.Mutex
 	syncers map[string]*syncer
 
@@ -141,8 +141,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.fsync == nil {
 		c.fsync = fdatasync
 	}
-	c.Replicas = max(c.Replicas, 1)
-	s := &Store{cfg: c, url: c.URL, recent: newRecent(), syncers: map[string]*syncer{}, done: make(chan struct{})}
+	s := &Store{cfg: c, url: c.URL, recent: newRecent(), syncers: map[string]*syncer{}, done: make(chan struct{}), repartitioned: make(chan struct{})}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -158,6 +157,8 @@ func (s *Store) open(ctx context.Context) (err error) {
 		}
 		s.url = s.local.url()
 		options = append(options, nats.UserInfo(serverUser, s.local.password))
+	} else {
+		options = append(options, external()...)
 	}
 	for i := range s.links {
 		if s.links[i], err = connect(s.url, options); err != nil {
@@ -165,8 +166,15 @@ func (s *Store) open(ctx context.Context) (err error) {
 		}
 	}
 	s.nc, s.js = s.links[0].nc, s.links[0].js
-	if err := s.createStreams(ctx); err != nil {
+	s.settleReplicas()
+	if err := s.untilElected(ctx, electionTime, s.createStreams); err != nil {
 		return err
+	}
+	if s.local == nil {
+		watching, cancel := context.WithCancel(context.Background())
+		s.stopWatching = cancel
+		s.watchServers(watching)
+		s.watching.Go(func() { s.keepLearning(watching) })
 	}
 	names := make([]string, 0, 16)
 	for _, c := range s.streamConfigs() {
@@ -238,6 +246,10 @@ func (s *Store) writer(subject string) jetstream.JetStream {
 // Close ends all work and shuts the embedded server down. What has been
 // acknowledged stays.
 func (s *Store) Close() error {
+	if s.stopWatching != nil {
+		s.stopWatching()
+		s.watching.Wait()
+	}
 	s.syncing.Lock()
 	for _, y := range s.syncers {
 		y.close()
@@ -261,12 +273,9 @@ func (s *Store) URL() string { return s.url }
 // Local reports whether the server runs in this process.
 func (s *Store) Local() bool { return s.local != nil }
 
-// Partitions is the number of partitions that the emails lie on.
-func (s *Store) Partitions() int { return s.cfg.Partitions }
-
 // MailLogs names the logs of all partitions, in order.
 func (s *Store) MailLogs() []string {
-	logs := make([]string, s.cfg.Partitions)
+	logs := make([]string, s.Partitions())
 	for i := range logs {
 		logs[i] = MailLog(i)
 	}
@@ -274,7 +283,12 @@ func (s *Store) MailLogs() []string {
 }
 
 // Durability is what an answer promises.
-func (s *Store) Durability() Durability { return s.cfg.Durability }
+func (s *Store) Durability() Durability {
+	if s.local == nil {
+		return Durability(fmt.Sprintf("cluster: %d copies of each entry, on disk as each server's sync_interval says", s.cfg.Replicas))
+	}
+	return s.cfg.Durability
+}
 
 // Done is closed when the log can no longer be trusted to keep what it is
 // given: a failed fsync. The process should then end, and Err says why.

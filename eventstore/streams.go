@@ -9,17 +9,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
-
-// partitionsKey is where the ledger's description keeps the number of
-// partitions that the log was created with.
-const partitionsKey = "postbook-partitions"
-
-const defaultPartitions = 4
 
 // createStreams brings the streams to what this program expects.
 func (s *Store) createStreams(ctx context.Context) error {
@@ -30,11 +23,9 @@ func (s *Store) createStreams(ctx context.Context) error {
 		if err := s.keepAge(ctx, &c); err != nil {
 			return err
 		}
-		stream, err := s.js.CreateOrUpdateStream(ctx, c)
-		if err != nil {
-			return fmt.Errorf("eventstore: create stream %s: %w: %w", c.Name, ErrUnavailable, err)
+		if err := s.createStream(ctx, c); err != nil {
+			return err
 		}
-		s.streams.Store(c.Name, stream)
 	}
 	return nil
 }
@@ -58,33 +49,37 @@ func (s *Store) keepAge(ctx context.Context, c *jetstream.StreamConfig) error {
 	return nil
 }
 
-// settlePartitions takes over the number of partitions that the log was created
-// with. With another number, an email's facts would be looked for in the wrong
-// place.
-func (s *Store) settlePartitions(ctx context.Context) error {
-	wanted := s.cfg.Partitions
-	if wanted < 0 || wanted > 100 {
-		return fmt.Errorf("eventstore: %d partitions are asked for; there can be 1 to 100", wanted)
-	}
-	ledger, err := s.js.Stream(ctx, Ledger)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		if wanted == 0 {
-			s.cfg.Partitions = defaultPartitions
+// createStream creates a stream, or brings one that is there to what is expected
+// of it. Copies of it are added, and never taken away. One of a cluster that is as
+// it should be is left alone: others may be changing the number of partitions.
+func (s *Store) createStream(ctx context.Context, c jetstream.StreamConfig) error {
+	if s.local == nil {
+		held, err := s.js.Stream(ctx, c.Name)
+		switch {
+		case err == nil:
+			there := held.CachedInfo().Config
+			c.Replicas = max(c.Replicas, there.Replicas)
+			if asExpected(there, c) {
+				s.streams.Store(c.Name, held)
+				return nil
+			}
+		case !errors.Is(err, jetstream.ErrStreamNotFound):
+			return fmt.Errorf("eventstore: look for stream %s: %w: %w", c.Name, ErrUnavailable, err)
 		}
-		return nil
 	}
+	stream, err := s.js.CreateOrUpdateStream(ctx, c)
 	if err != nil {
-		return fmt.Errorf("eventstore: look for the ledger: %w: %w", ErrUnavailable, err)
+		return fmt.Errorf("eventstore: create stream %s: %w: %w", c.Name, ErrUnavailable, err)
 	}
-	held, err := strconv.Atoi(ledger.CachedInfo().Config.Metadata[partitionsKey])
-	if err != nil || held < 1 {
-		return errors.New("eventstore: the stream LEDGER was not created by postbook: it does not say how many partitions there are")
-	}
-	if wanted != 0 && wanted != held {
-		return fmt.Errorf("eventstore: the log was created with %d partitions of the emails and cannot be opened with %d; configure %d, or leave the number out", held, wanted, held)
-	}
-	s.cfg.Partitions = held
+	s.streams.Store(c.Name, stream)
 	return nil
+}
+
+// asExpected compares what can differ between a stream and what is expected of it.
+func asExpected(there, c jetstream.StreamConfig) bool {
+	unlimited := func(n int64) int64 { return max(n, 0) } // the server says -1
+	return there.Replicas == c.Replicas && there.MaxAge == c.MaxAge && there.Duplicates == c.Duplicates &&
+		unlimited(there.MaxBytes) == unlimited(c.MaxBytes) && there.Metadata[partitionsKey] == c.Metadata[partitionsKey]
 }
 
 const day = 24 * time.Hour
@@ -114,7 +109,7 @@ func (s *Store) streamConfigs() []jetstream.StreamConfig {
 		kept = 0 // nothing leaves the stream before the archive has it
 	}
 	ledger := log(Ledger, "ledger.>")
-	ledger.Metadata = map[string]string{partitionsKey: strconv.Itoa(s.cfg.Partitions)}
+	ledger.Metadata = map[string]string{partitionsKey: formatEpochs(s.epochs)}
 
 	once := bounded(log(Once, "once.>"), day)
 	once.Discard, once.MaxMsgsPerSubject, once.DenyPurge = jetstream.DiscardOld, 1, false
@@ -133,10 +128,13 @@ func (s *Store) streamConfigs() []jetstream.StreamConfig {
 		log(Content, "content.>"),
 		timers, dead, once,
 	}
-	for p := range s.cfg.Partitions {
+	for p := range s.Partitions() {
 		mail := log(MailLog(p), mailSubject(p, ">"))
 		// Each id in the window costs memory, and this is where the mass is.
 		mail.Duplicates = 30 * time.Second
+		if s.local == nil {
+			mail.Duplicates = clusterWindow
+		}
 		configs = append(configs, mail)
 	}
 	return configs

@@ -94,7 +94,7 @@ func (p Point) has(rec domain.Recorded) bool {
 
 // Email tells the history of an email up to a point.
 func (r *Replay) Email(ctx context.Context, p Point, id uuid.UUID) (History, error) {
-	log := eventstore.MailLog(eventstore.Partition(id, r.store.Partitions()))
+	log := eventstore.MailLog(r.store.Partition(id))
 	of, err := r.accepted(ctx, log, p, id)
 	if err != nil || of == (domain.Stream{}) {
 		return History{Of: domain.Stream{Kind: "email", ID: id.String()}}, err

@@ -117,7 +117,7 @@ func (w *world) accept(acc string, more ...domain.Event) []domain.Recorded {
 // decide records events of an email, as the owner of its partition does.
 func (w *world) decide(of domain.Stream, events ...domain.Event) []domain.Recorded {
 	w.t.Helper()
-	p := eventstore.Partition(uuid.MustParse(of.ID), w.store.Partitions())
+	p := w.store.Partition(uuid.MustParse(of.ID))
 	rec := must(w.owner[p].Append(w.t.Context(), eventstore.Commit{Stream: of, By: w.by(domain.System, "dispatcher"), Prev: w.last[of], Events: events}))(w.t)
 	w.last[of] = rec[0][0].Seq
 	return rec[0]

@@ -36,8 +36,9 @@ type Config struct {
 	Keys      *seal.Keys
 	MarkKey   []byte // what the platform marks its entries with
 	Witnesses []seal.Witness
-	Copies    []Place       // where heads are left
-	SignEvery time.Duration // while entries come; 0 is a second
+	Copies    []Place            // where heads are left
+	SignEvery time.Duration      // while entries come; 0 is a second
+	Heads     *eventstore.Bucket // the newest head of each log, where several processes seal; nil if this one is alone
 	Now       func() time.Time
 	Log       *slog.Logger
 
@@ -101,6 +102,7 @@ type sealed struct {
 	seal      *seal.Log
 	witnessed int64
 	broken    bool
+	others    others // of the processes that seal the same log
 }
 
 func (s *sealed) status() Status {
@@ -146,7 +148,7 @@ func (s *sealed) once(ctx context.Context) error {
 		return err
 	}
 	s.mu.Lock()
-	s.seal = l
+	s.seal, s.others = l, others{}
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
@@ -220,6 +222,11 @@ func (s *sealed) signOften(ctx context.Context, l *seal.Log) error {
 func (s *sealed) signIfDue(ctx context.Context, l *seal.Log) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.notary.Heads != nil {
+		if turn, err := s.keepUp(ctx, l); err != nil || !turn {
+			return err
+		}
+	}
 	if l.Pending() == 0 && s.notary.Now().Sub(l.Newest().At) < beatEvery {
 		return nil
 	}
@@ -232,6 +239,9 @@ func (s *sealed) sign(ctx context.Context, l *seal.Log) error {
 	if err := s.notary.Store.Sync(ctx, s.name); err != nil {
 		return err
 	}
+	if s.notary.Heads != nil {
+		return s.signShared(ctx, l)
+	}
 	return l.Sign(s.notary.Now())
 }
 
@@ -243,7 +253,7 @@ func (s *sealed) share(ctx context.Context, l *seal.Log) error {
 	seen := make([]int64, len(s.notary.Witnesses))
 	shared := int64(-1)
 	for {
-		if newest := l.Newest(); newest.Size > shared {
+		if newest := l.Newest(); newest.Size > shared && s.signsNow() {
 			if s.shareOne(ctx, l, newest, seen) {
 				shared = newest.Size
 			}

@@ -82,7 +82,7 @@ func TestAnEntryThatCannotBeAppliedStopsOneModel(t *testing.T) {
 	defer w.runAgain(t)()
 	testenv.Eventually(t, 20*time.Second, check)
 	id := uuid.Must(uuid.NewV7())
-	for eventstore.Partition(id, w.store.Partitions()) == 2 {
+	for w.store.Partition(id) == 2 {
 		id = uuid.Must(uuid.NewV7())
 	}
 	w.accept(t, id)

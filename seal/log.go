@@ -122,13 +122,23 @@ func (l *Log) Add(e Entry) error {
 // Sign signs the head of what was added, and keeps it: first the tiles come to
 // the disk, and then the checkpoint. The entries have to be there already.
 func (l *Log) Sign(now time.Time) error {
-	if err := l.tree.Flush(); err != nil {
+	c, err := l.Draft(now)
+	if err != nil {
 		return err
+	}
+	return l.keep(c)
+}
+
+// Draft signs the head of what was added, and keeps it not yet: Adopt does, once
+// nobody else has signed another.
+func (l *Log) Draft(now time.Time) (Checkpoint, error) {
+	if err := l.tree.Flush(); err != nil {
+		return Checkpoint{}, err
 	}
 	size := l.tree.Size()
 	root, err := l.tree.Root(size)
 	if err != nil {
-		return err
+		return Checkpoint{}, err
 	}
 	if now.IsZero() {
 		now = time.Now()
@@ -136,13 +146,53 @@ func (l *Log) Sign(now time.Time) error {
 	origin := Origin(l.keys.Instance, l.name)
 	signed, err := sign(origin, size, root, l.keys.Signing(now))
 	if err != nil {
-		return err
+		return Checkpoint{}, err
 	}
-	if err := WriteFile(filepath.Join(l.dir, checkpointFile), signed, 0o600); err != nil {
+	return Checkpoint{Origin: origin, Size: size, Root: root, At: now, Note: signed}, nil
+}
+
+// Open reads a head of this log that somebody else has signed with its keys.
+func (l *Log) Open(signed []byte) (Checkpoint, error) {
+	trusted, err := ParseVerifiers(l.keys.Public(), nil)
+	if err != nil {
+		return Checkpoint{}, err
+	}
+	c, err := trusted.Open(Origin(l.keys.Instance, l.name), signed)
+	if err != nil {
+		return c, fmt.Errorf("seal: %s: the head that another process has signed: %w", l.name, err)
+	}
+	return c, nil
+}
+
+// Adopt keeps a head that this or another process has signed, if it is one of
+// what was added; if it is not, there are two histories of this log. A head of
+// what was not added yet is left alone: it is not known whether it fits.
+func (l *Log) Adopt(c Checkpoint) (fits bool, err error) {
+	if c.Size > l.tree.Size() {
+		return false, nil
+	}
+	root, err := l.tree.Root(c.Size)
+	if err != nil {
+		return false, err
+	}
+	if root != c.Root {
+		return false, fmt.Errorf("seal: %s: the first %d entries here are not those of the head that another process has signed: %w", l.name, c.Size, ErrBroken)
+	}
+	if c.Size < l.Newest().Size {
+		return true, nil // it is an older one of the same history
+	}
+	if err := l.tree.Flush(); err != nil {
+		return false, err
+	}
+	return true, l.keep(c)
+}
+
+func (l *Log) keep(c Checkpoint) error {
+	if err := WriteFile(filepath.Join(l.dir, checkpointFile), c.Note, 0o600); err != nil {
 		return fmt.Errorf("seal: keep a checkpoint: %w", err)
 	}
 	l.mu.Lock()
-	l.newest = Checkpoint{Origin: origin, Size: size, Root: root, At: now, Note: signed}
+	l.newest = c
 	l.mu.Unlock()
 	return nil
 }

@@ -86,6 +86,7 @@ type Verification struct {
 	Origin  string
 	Trusted Verifiers
 	Copies  []Copy    // checkpoints that were kept elsewhere
+	Shared  []byte    // the newest head, where several processes seal: it may be ahead of the one in Dir; nil if there is none
 	Now     time.Time // what is older and not sealed is found; zero does not look
 }
 
@@ -109,6 +110,15 @@ func (v Verification) Verify(ctx context.Context, sums func(ctx context.Context,
 	} else if err != nil {
 		r.found(Unsealed, 0, "%s", err)
 	}
+	own := c
+	if v.Shared != nil {
+		shared, err := v.Trusted.Open(v.Origin, v.Shared)
+		if err != nil {
+			r.found(Unsealed, 0, "the head that the processes share: %s", err)
+		} else if shared.Size > c.Size {
+			c = shared // this host's folder has lagged behind
+		}
+	}
 	r.Sealed, r.SealedAt, r.Witnesses = c.Size, c.At, c.Witnesses
 	tree, err := ReadTree(v.Dir)
 	if err != nil && c.Note != nil {
@@ -117,7 +127,13 @@ func (v Verification) Verify(ctx context.Context, sums func(ctx context.Context,
 	if err == nil {
 		defer tree.Close()
 	}
-	held := &comparison{Verification: v, Report: r, checkpoint: c, tree: tree}
+	held := &comparison{Verification: v, Report: r, checkpoint: c, own: own, tree: tree, heads: map[int64]tlog.Hash{}}
+	for _, copied := range v.Copies {
+		if kept, err := v.Trusted.Open(v.Origin, copied.Note); err == nil {
+			held.heads[kept.Size] = tlog.Hash{}
+		}
+	}
+	held.heads[own.Size] = tlog.Hash{}
 	if err := sums(ctx, held.each); err != nil {
 		return nil, err
 	}
@@ -130,14 +146,16 @@ type comparison struct {
 	Verification
 	*Report
 	checkpoint Checkpoint
+	own        Checkpoint // of the folder: it may be behind
 	tree       *Tree
 
 	last    uint64      // sequence that was read last
 	sealed  []tlog.Hash // of the tiles, from the leaf at from on
 	from    int64
-	root    rangeRoot // of what was read, as long as nothing is missing
-	differs bool      // whether an entry that was read is not the one in the tiles
-	torn    bool      // whether the tiles could not be read
+	root    rangeRoot           // of what was read, as long as nothing is missing
+	heads   map[int64]tlog.Hash // of what was read, at the sizes that are asked for
+	differs bool                // whether an entry that was read is not the one in the tiles
+	torn    bool                // whether the tiles could not be read
 }
 
 func (c *comparison) each(batch []Sum) error {
@@ -177,6 +195,9 @@ func (c *comparison) each(batch []Sum) error {
 			continue
 		}
 		c.root.add(s.Hash)
+		if _, asked := c.heads[c.root.size]; asked {
+			c.heads[c.root.size] = c.root.root()
+		}
 		if want, ok := c.leaf(int64(s.Seq - 1)); ok && want != s.Hash {
 			c.differs = true
 			c.found(Changed, s.Seq, "it is not the entry that was sealed")
@@ -219,13 +240,27 @@ func (c *comparison) end() {
 		return // which was found before
 	}
 	whole := c.root.size == size && !c.differs && c.root.root() == c.checkpoint.Root
-	c.checkTiles(size, whole)
+	c.checkOwn(size, whole)
 	if !whole && len(c.Findings) == 0 {
 		c.found(Changed, 0, "its entries do not lead to the head that was signed")
 	}
 	for _, copied := range c.Verification.Copies {
 		c.checkCopy(copied)
 	}
+}
+
+// checkOwn checks the folder's own head and tiles, which may be behind the head
+// that the processes share.
+func (c *comparison) checkOwn(size int64, whole bool) {
+	if c.own.Note == nil {
+		return // which was found before
+	}
+	fits := c.own.Size == 0 || c.heads[c.own.Size] == c.own.Root
+	if whole && c.own.Size < size && !fits {
+		c.found(Rewritten, 0, "this host has sealed %d entries that are not the first of those that are sealed now: there were two histories", c.own.Size)
+		return
+	}
+	c.checkTiles(c.own.Size, whole)
 }
 
 // checkTiles checks that the tiles lead to the head that was signed, and each
@@ -253,7 +288,7 @@ func (c *comparison) checkTiles(size int64, whole bool) {
 			tile = append(tile, foldTile(row))
 		}
 	}
-	if root.root() != c.checkpoint.Root {
+	if root.root() != c.own.Root {
 		if whole {
 			c.found(Tiles, 0, "the log is as it was signed, and the seal's own hashes are not: they can be made again from it")
 		} else {
@@ -323,7 +358,7 @@ func (c *comparison) checkCopy(copied Copy) {
 	if c.tree == nil {
 		return // which was found before
 	}
-	root, err := c.tree.Root(kept.Size)
+	root, err := c.headAt(kept.Size)
 	if err != nil || root != kept.Root {
 		c.found(Rewritten, 0, "the first %d entries are not those that %s has seen", kept.Size, copied.Place)
 		return
@@ -332,6 +367,15 @@ func (c *comparison) checkCopy(copied Copy) {
 	if len(kept.Witnesses) > len(c.Witnesses) {
 		c.Witnesses = kept.Witnesses
 	}
+}
+
+// headAt is the head of the first entries: of the tiles, or of what was read where
+// the tiles are behind.
+func (c *comparison) headAt(size int64) (tlog.Hash, error) {
+	if size > c.own.Size && !c.differs {
+		return c.heads[size], nil
+	}
+	return c.tree.Root(size)
 }
 
 // rangeRoot is the head of a tree that grows leaf by leaf. It holds the complete

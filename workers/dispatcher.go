@@ -49,6 +49,7 @@ type Config struct {
 	Hostname  string             // names this process as the owner of partitions
 	Mode      string             // "sandbox" has recipients that stand for suppressed addresses
 	Snapshots *eventstore.Bucket // of which emails are open
+	Leases    *Leases            // nil if no other process can work on the partitions
 	Now       func() time.Time   // looked at often: nothing waits longer than tick without asking it
 	Random    func() float64     // in [0, 1); nil is math/rand
 	Log       *slog.Logger
@@ -96,6 +97,19 @@ func NewDispatcher(c Config) *Dispatcher {
 // Run works until ctx ends, and then until the attempts that are under way have
 // ended.
 func (d *Dispatcher) Run(ctx context.Context) error {
+	if d.Leases != nil {
+		// They outlive the sessions, which may still wait for what is on the wire.
+		leases, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = d.Leases.Run(leases) // ends with its context alone
+		}()
+		defer func() {
+			cancel()
+			<-ended
+		}()
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	partitions := make([]*partition, d.Store.Partitions())
 	for n := range partitions {

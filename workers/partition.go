@@ -96,13 +96,23 @@ func (p *partition) wake() {
 // could not be recorded, or was fenced off, is read from the log then.
 func (p *partition) run(ctx context.Context) error {
 	for {
-		err := p.session(ctx)
-		if ctx.Err() != nil {
+		leased, end, err := p.lease(ctx)
+		if err != nil {
+			return err
+		}
+		err = p.session(leased)
+		given := leased.Err() != nil
+		end()
+		switch {
+		case ctx.Err() != nil:
 			return ctx.Err()
+		case given:
+			p.log.Info("the partition is another process's from now on")
+			continue
 		}
 		p.log.Warn("the partition is claimed again", "error", err)
 		wait := time.Second
-		if errors.Is(err, eventstore.ErrFenced) {
+		if errors.Is(err, eventstore.ErrFenced) && p.d.Leases == nil {
 			wait = 10 * time.Second // another process works on it
 		}
 		select {
@@ -111,6 +121,15 @@ func (p *partition) run(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// lease waits until the partition is this process's to work on. Without leases it
+// always is.
+func (p *partition) lease(ctx context.Context) (leased context.Context, end func(), err error) {
+	if p.d.Leases == nil {
+		return ctx, func() {}, nil
+	}
+	return p.d.Leases.hold(ctx, p.n)
 }
 
 // session is one ownership, from its claim to its end.
@@ -413,6 +432,10 @@ func (p *partition) release(m *mail, again time.Time) {
 	p.wake()
 }
 
+// recordWithin is how long a decision is tried to be recorded. It is well below the
+// time for which the log recognises a commit that comes again.
+const recordWithin = 2 * time.Minute
+
 // decide puts a command to an email and records what follows. The caller holds
 // the email's lock. An answer that does not come is waited for: the command's
 // identity makes trying again safe.
@@ -428,9 +451,9 @@ func (p *partition) decide(ctx context.Context, m *mail, c email.Command) ([]dom
 	}
 	commit.At = p.d.Now()
 	var recorded [][]domain.Recorded
-	for try := 0; ; try++ {
+	for try, begun := 0, time.Now(); ; try++ {
 		recorded, err = p.owner.Append(ctx, commit)
-		if !errors.Is(err, eventstore.ErrUnavailable) || try == 20 || ctx.Err() != nil {
+		if !errors.Is(err, eventstore.ErrUnavailable) || try == 20 || time.Since(begun) > recordWithin || ctx.Err() != nil {
 			break
 		}
 		p.log.Warn("what happened to an email cannot be recorded yet", "email", m.id, "error", err)

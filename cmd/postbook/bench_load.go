@@ -150,7 +150,7 @@ func (c benchLoad) fill(ctx context.Context, store *eventstore.Store, partition,
 		for len(life[0]) < together && done < events {
 			at = at.Add(time.Duration(r.IntN(40)) * time.Millisecond)
 			id := randomID(r, at)
-			if eventstore.Partition(id, store.Partitions()) != partition {
+			if store.Partition(id) != partition {
 				continue
 			}
 			for n, commit := range lifeOf(r, id, accounts[r.IntN(len(accounts))], at) {

@@ -108,7 +108,7 @@ func (s *server) firstMail(ctx context.Context, facts devFacts) error {
 
 // printTimeline prints an email's events as they happen, until nothing more can.
 func (s *server) printTimeline(ctx context.Context, account string, id uuid.UUID) error {
-	log := eventstore.MailLog(eventstore.Partition(id, s.store.Partitions()))
+	log := eventstore.MailLog(s.store.Partition(id))
 	sec, nsec := id.Time().UnixTime()
 	after, err := s.store.Before(ctx, log, time.Unix(sec, nsec).Add(-time.Minute))
 	if err != nil {

@@ -204,7 +204,7 @@ func (c eventsShow) find(ctx context.Context, store *eventstore.Store) ([]domain
 // emailHistory finds an email's events by reading its partition from about the
 // time on that is in its id.
 func emailHistory(ctx context.Context, store *eventstore.Store, id uuid.UUID) ([]domain.Recorded, error) {
-	log := eventstore.MailLog(eventstore.Partition(id, store.Partitions()))
+	log := eventstore.MailLog(store.Partition(id))
 	head, err := store.Head(ctx, log)
 	if err != nil || head == 0 {
 		return nil, err

@@ -20,6 +20,7 @@ import (
 	"github.com/pquerna/otp/totp"
 
 	"postbook.dev/postbook/internal/testenv"
+	"postbook.dev/postbook/seal"
 )
 
 // binary is the program as users run it, built once.
@@ -100,6 +101,32 @@ func newInstance(t testing.TB, dir string, env ...string) *instance {
 	return i
 }
 
+// launchBeside starts another instance on the log and the database of the first,
+// with the keys that an operator copies to it.
+func launchBeside(t testing.TB, first *instance, env ...string) *instance {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "postbook-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"root.key", "seal/mark.key", "seal/signing.keys", keptFile} {
+		data, err := os.ReadFile(filepath.Join(first.dir, name))
+		if err == nil {
+			err = seal.WriteFile(filepath.Join(dir, name), data, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	i := &instance{t: t, dir: dir, env: env, client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
+	t.Cleanup(func() {
+		i.stop()
+		os.RemoveAll(dir)
+	})
+	i.start("--quiet")
+	return i
+}
+
 func (i *instance) start(args ...string) {
 	i.t.Helper()
 	os.Remove(filepath.Join(i.dir, devFile))
@@ -159,7 +186,7 @@ func (i *instance) waitForEnd() {
 // postbook runs a command beside the instance.
 func (i *instance) postbook(args ...string) (string, error) {
 	cmd := exec.Command(binary, args...)
-	cmd.Env = append(os.Environ(), "POSTBOOK_DATA_DIR="+i.dir)
+	cmd.Env = append(append(os.Environ(), "POSTBOOK_DATA_DIR="+i.dir), i.env...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

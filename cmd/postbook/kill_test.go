@@ -167,6 +167,11 @@ func outcomes(t *testing.T, dir string) map[string]outcome {
 		t.Fatal(err)
 	}
 	defer store.Close()
+	return outcomesOf(t, store)
+}
+
+func outcomesOf(t testing.TB, store *eventstore.Store) map[string]outcome {
+	t.Helper()
 	all := map[string]outcome{}
 	for _, log := range store.MailLogs() {
 		head, err := store.Head(t.Context(), log)

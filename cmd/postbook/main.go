@@ -26,6 +26,7 @@ type commands struct {
 	Dev         devCommand         `cmd:"" help:"Run the server with an account, keys and a sandbox of its own, and send a first mail."`
 	Events      eventsCommand      `cmd:"" help:"Look at the log."`
 	Projections projectionsCommand `cmd:"" help:"Look at the read models, and build them again."`
+	Partitions  partitionsCommand  `cmd:"" help:"Show over how many partitions emails are spread, or change it."`
 	Verify      verifyCommand      `cmd:"" help:"Find what was changed behind the platform's back."`
 	Replay      replayCommand      `cmd:"" help:"Show how things were at any point of the log, and what changed between two."`
 	Archive     archiveCommand     `cmd:"" help:"Look at the archive of the log's older entries, fill it, and check it."`

@@ -21,6 +21,7 @@ type running struct {
 	BaseURL     string `json:"base_url"`
 	NATSURL     string `json:"nats_url"`
 	DatabaseURL string `json:"database_url"`
+	External    bool   `json:"external"` // whether the log is a cluster's, and not this process's own
 }
 
 const runningFile = "server.json"
@@ -28,7 +29,7 @@ const runningFile = "server.json"
 // announce says where this process can be asked, to whoever may read the data
 // directory.
 func (s *server) announce() error {
-	data, err := json.Marshal(running{os.Getpid(), s.baseURL(), s.store.URL(), s.owner})
+	data, err := json.Marshal(running{os.Getpid(), s.baseURL(), s.store.URL(), s.owner, !s.store.Alone()})
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -65,9 +66,20 @@ func openSealKeys(cfg Config) (*seal.Keys, error) {
 }
 
 // openNotary makes the notary, if this process is to seal.
-func (s *server) openNotary(context.Context) error {
+func (s *server) openNotary(ctx context.Context) error {
 	if !s.cfg.runs(roleWorkers) {
 		return nil
+	}
+	lock, err := lockSeal(s.cfg)
+	if err != nil {
+		return err
+	}
+	s.atEnd(func(context.Context) error { return lock.Close() })
+	if !s.store.Alone() {
+		// The first process of a cluster may make the keys; the others have them from it.
+		if err := s.checkIdentity(ctx, "signing keys", filepath.Base(signingKeys), s.sealInstance); err != nil {
+			return err
+		}
 	}
 	keys, err := openSealKeys(s.cfg)
 	if err != nil {
@@ -75,6 +87,11 @@ func (s *server) openNotary(context.Context) error {
 	}
 	c := notary.Config{
 		Store: s.store, Dir: s.cfg.path(sealFolder), Keys: keys, MarkKey: s.markKey, Now: time.Now, Log: s.log, Found: s.sealBroken,
+	}
+	if !s.store.Alone() {
+		if c.Heads, err = s.store.Bucket(ctx, headsBucket); err != nil {
+			return err
+		}
 	}
 	for _, text := range s.cfg.Witnesses {
 		address, key, _ := strings.Cut(strings.TrimSpace(text), " ")
@@ -93,6 +110,65 @@ func (s *server) openNotary(context.Context) error {
 	}
 	s.notary = notary.New(c)
 	return nil
+}
+
+// headsBucket holds the newest head of each log that several processes seal.
+const headsBucket = "seal-heads"
+
+// lockSeal keeps two processes from sealing in one folder. The kernel gives the
+// lock up when the process ends.
+func lockSeal(cfg Config) (*os.File, error) {
+	if err := os.MkdirAll(cfg.path(sealFolder), 0o700); err != nil {
+		return nil, fmt.Errorf("make the folder of the seal: %w", err)
+	}
+	f, err := os.OpenFile(cfg.sealPath("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the seal: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close() // nothing was written
+		return nil, fmt.Errorf("the seal in %s is kept by another process: give each process with the role workers a data directory of its own: %w", cfg.path(sealFolder), err)
+	}
+	return f, nil
+}
+
+func (s *server) sealInstance() (string, error) {
+	keys, err := openSealKeys(s.cfg)
+	if err != nil {
+		return "", err
+	}
+	return keys.Instance, nil
+}
+
+// checkIdentity refuses to start a process of a cluster with another key than the
+// others have. The first to come says which key that is.
+func (s *server) checkIdentity(ctx context.Context, what, file string, mine func() (string, error)) error {
+	bucket, err := s.store.Bucket(ctx, "identity")
+	if err != nil {
+		return err
+	}
+	key := strings.ReplaceAll(what, " ", "-")
+	held, _, err := bucket.Get(ctx, key)
+	if errors.Is(err, eventstore.ErrNoEntry) {
+		name, err := mine()
+		if err != nil {
+			return err
+		}
+		if _, err = bucket.Update(ctx, key, []byte(name), 0); !errors.Is(err, eventstore.ErrConflict) {
+			return err
+		}
+		if held, _, err = bucket.Get(ctx, key); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	if _, err := os.Stat(s.cfg.sealPath(file)); err == nil {
+		if name, err := mine(); err != nil || name == string(held) {
+			return err
+		}
+	}
+	return fmt.Errorf("the %s in %s are not those of the other processes of this log: copy %s from one of them", what, s.cfg.path(sealFolder), file)
 }
 
 func (s *server) startNotary(ctx context.Context, group *errgroup.Group) {

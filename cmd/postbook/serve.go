@@ -2,16 +2,29 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+
+	"postbook.dev/postbook/eventstore"
 )
 
 type serveCommand struct{}
 
 // Run serves until it is told to stop.
-func (serveCommand) Run(ctx context.Context, cfg Config) error {
+func (c serveCommand) Run(ctx context.Context, cfg Config) error {
 	if err := cfg.settle(false); err != nil {
 		return err
 	}
+	for {
+		err := c.once(ctx, cfg)
+		if !errors.Is(err, eventstore.ErrRepartitioned) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// once serves until it is told to stop, or has to open the log again.
+func (serveCommand) once(ctx context.Context, cfg Config) error {
 	s, err := start(ctx, cfg, cfg.logger())
 	if err != nil {
 		return err

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -170,6 +172,7 @@ func (s *server) openLog(ctx context.Context) error {
 		URL:        s.cfg.NATSURL,
 		Durability: s.cfg.durability(),
 		Partitions: s.cfg.Partitions,
+		Replicas:   s.cfg.NATSReplicas,
 		MarkKey:    key,
 		Registry:   catalogue.Registry(),
 		Log:        s.log,
@@ -189,7 +192,13 @@ func (s *server) openLog(ctx context.Context) error {
 	}
 	s.store = store
 	s.atEnd(func(context.Context) error { return store.Close() })
-	return nil
+	if store.Alone() {
+		return nil
+	}
+	return s.checkIdentity(ctx, "mark key", markKeyFile, func() (string, error) {
+		sum := sha256.Sum256(append([]byte("postbook mark key\n"), key...))
+		return hex.EncodeToString(sum[:8]), nil
+	})
 }
 
 func (s *server) openKeys(ctx context.Context) error {
@@ -350,7 +359,7 @@ func (s *server) openAPI(context.Context) error {
 		RateLimit: s.cfg.RateLimit,
 		Expected:  s.cfg.expected(),
 		Mode:      s.cfg.Delivery,
-		Alone:     s.cfg.NATSURL == "",
+		Alone:     s.store.Alone(),
 		Seal:      s.witnessed,
 		Now:       time.Now,
 		Log:       s.log,
@@ -459,6 +468,15 @@ func (s *server) run(ctx context.Context, ready func(context.Context) error) err
 			return ctx.Err()
 		}
 	})
+	group.Go(func() error {
+		select {
+		case <-s.store.Repartitioned():
+			s.log.Info("the number of partitions has changed; this process starts again")
+			return eventstore.ErrRepartitioned
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
 	head, err := s.store.Head(ctx, eventstore.Ledger)
 	if err == nil {
 		// Nothing is decided before everything that was decided is known.
@@ -515,7 +533,16 @@ func (s *server) startWorkers(ctx context.Context, group *errgroup.Group) error 
 	if err != nil {
 		return err
 	}
+	var leases *workers.Leases
+	if !s.store.Alone() {
+		owners, err := s.store.Bucket(ctx, "owners")
+		if err != nil {
+			return err
+		}
+		leases = workers.NewLeases(owners, s.store.Partitions(), s.log)
+	}
 	dispatcher := workers.NewDispatcher(workers.Config{
+		Leases:    leases,
 		Store:     s.store,
 		Directory: s.directory,
 		Vault:     s.vault,

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -74,6 +75,9 @@ func (c verifyCommand) verifyLog(ctx context.Context, cfg Config, out output) (b
 		if v.Copies, err = c.copies(cfg, log); err != nil {
 			return false, err
 		}
+		if v.Shared, err = reading.shared(ctx, log); err != nil {
+			return false, err
+		}
 		sums := reading.sums(log)
 		if older != nil {
 			sums = older.Sums(log, sums, reading.mark)
@@ -132,9 +136,22 @@ func (c verifyCommand) against(cfg Config) (seal.Verification, string, error) {
 
 // reading is the logs, and how each is read.
 type reading struct {
-	logs []string
-	sums func(log string) notary.Sums // of what the streams hold
-	mark []byte
+	logs  []string
+	sums  func(log string) notary.Sums // of what the streams hold
+	mark  []byte
+	heads *eventstore.Bucket // that several processes share; nil if the log is one process's own
+}
+
+// shared is the newest head of a log that any process has signed, or nil.
+func (r reading) shared(ctx context.Context, log string) ([]byte, error) {
+	if r.heads == nil {
+		return nil, nil
+	}
+	signed, _, err := r.heads.Get(ctx, log)
+	if errors.Is(err, eventstore.ErrNoEntry) {
+		return nil, nil
+	}
+	return signed, err
 }
 
 func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func(), error) {
@@ -144,20 +161,25 @@ func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func()
 			return reading{}, nil, err
 		}
 	}
-	url := cfg.NATSURL
+	url, external := cfg.NATSURL, cfg.NATSURL != ""
 	if r, ok := found(cfg); ok {
-		url = r.NATSURL
+		url, external = r.NATSURL, r.External
 	}
 	if url == "" {
 		dir := cfg.path("log")
 		logs, err := eventstore.LogsAtRest(dir)
-		return reading{logs, func(log string) notary.Sums { return notary.AtRest(dir, log, mark) }, mark}, func() {}, err
+		return reading{logs: logs, sums: func(log string) notary.Sums { return notary.AtRest(dir, log, mark) }, mark: mark}, func() {}, err
 	}
 	store, err := eventstore.Open(ctx, eventstore.Config{URL: url, Registry: catalogue.Registry()})
 	if err != nil {
 		return reading{}, nil, err
 	}
-	read := reading{store.Logs(), func(log string) notary.Sums { return notary.Live(store, log, mark) }, mark}
+	read := reading{logs: store.Logs(), sums: func(log string) notary.Sums { return notary.Live(store, log, mark) }, mark: mark}
+	if external {
+		if read.heads, err = store.Bucket(ctx, headsBucket); err != nil {
+			return reading{}, nil, errors.Join(err, store.Close())
+		}
+	}
 	return read, func() { _ = store.Close() }, nil
 }
 

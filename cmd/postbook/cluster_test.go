@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"postbook.dev/postbook/domain/catalogue"
+	"postbook.dev/postbook/domain/email"
+	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/internal/testenv"
+)
+
+// Two processes on a cluster of three NATS servers, under load: a server is killed,
+// another is cut off from everybody, one process is killed and started again. Every
+// mail that was accepted is in the log once and is delivered; what is delivered
+// twice is said to be possible by the log; sending goes on; and the seal is one
+// history, whichever host's folder it is looked at with.
+func TestTwoProcessesOnACluster(t *testing.T) {
+	nats := testenv.StartNATSCluster(t)
+	database := testenv.Postgres(t)
+	sink := testenv.StartSink(t)
+	env := []string{
+		"POSTBOOK_NATS_URL=" + nats.URL(), "POSTBOOK_DATABASE_URL=" + database.Owner,
+		"POSTBOOK_DELIVERY=relay", "POSTBOOK_RELAY_URL=smtp://" + sink.Addr,
+	}
+	a := launch(t, env...)
+	b := launchBeside(t, a, env...)
+	a.says(t, "the partition is another process's from now on")
+
+	load := &clusterLoad{t: t, instances: []*instance{a, b}, accepted: map[string]bool{}}
+	load.start()
+	load.goesOn(sink)
+	rounds := 1
+	if os.Getenv("POSTBOOK_TEST_LONG") != "" {
+		rounds = 10
+	}
+	for range rounds {
+		node := max(nats.Leader("MAIL_00"), 0)
+		nats.Kill(node)
+		load.goesOn(sink)
+		nats.Start(node)
+		node = max(nats.Leader("MAIL_01"), 0)
+		nats.Cut(node)
+		load.goesOn(sink)
+		nats.Heal(node)
+		load.goesOn(sink)
+		b.kill()
+		load.goesOn(sink)
+		b.start("--quiet")
+		load.goesOn(sink)
+	}
+	load.stop()
+
+	// A recipient whose attempt was interrupted is tried again after about a minute.
+	testenv.Eventually(t, 4*time.Minute, func() error {
+		out, err := a.postbook("events", "check", "--json")
+		if err != nil {
+			return fmt.Errorf("check: %w\n%s", err, out)
+		}
+		if !strings.Contains(strings.ReplaceAll(out, " ", ""), `"open":0,`) {
+			return fmt.Errorf("emails are open: %s", out)
+		}
+		return nil
+	})
+	load.check(nats.URL(), sink)
+	for name, i := range map[string]*instance{"a": a, "b": b} {
+		if out, err := i.postbook("verify", "--log"); err != nil || strings.Count(out, "as it was sealed") != 7 || strings.Contains(out, "NOT") {
+			t.Errorf("verify with the seal of %s: %v\n%s", name, err, out)
+		}
+		if strings.Contains(i.output.String(), "is not as it was sealed") {
+			t.Errorf("%s takes the seal for broken:\n%s", name, i.output)
+		}
+	}
+	// The one that signs ends, and the other goes on with the same history.
+	a.stop()
+	before := load.sealed(t, b)
+	for n := range 5 {
+		b.lastEvent(b.ask("POST", "/emails", hello(fmt.Sprintf("late%d@rcpt.test", n))).id(t), "delivered")
+	}
+	testenv.Eventually(t, 30*time.Second, func() error {
+		if after := load.sealed(t, b); after <= before {
+			return fmt.Errorf("%d entries are sealed, as before", after)
+		}
+		return nil
+	})
+	if out, err := a.postbook("verify", "--log"); err != nil || strings.Contains(out, "NOT") {
+		t.Errorf("verify with the seal of the host that has stopped: %v\n%s", err, out)
+	}
+}
+
+// A process with other keys than the rest is told so, and does nothing.
+func TestKeysOfAnotherPlatformAreRefused(t *testing.T) {
+	t.Parallel()
+	store, err := eventstore.Open(t.Context(), eventstore.Config{Dir: t.TempDir(), Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	database := testenv.Postgres(t)
+	env := []string{"POSTBOOK_NATS_URL=" + store.URL(), "POSTBOOK_DATABASE_URL=" + database.Owner, "POSTBOOK_HTTP_ADDR=127.0.0.1:0", "POSTBOOK_SMTP_ADDR=127.0.0.1:0"}
+	first := launch(t, env...)
+	stranger := &instance{t: t, dir: t.TempDir(), env: env}
+	if out, err := stranger.postbook("serve"); err == nil || !strings.Contains(out, "copy mark.key from one of them") {
+		t.Errorf("a process with a mark key of its own: %v\n%s", err, out)
+	}
+	// The data directory is one process's.
+	twin := &instance{t: t, dir: first.dir, env: env}
+	if out, err := twin.postbook("serve"); err == nil || !strings.Contains(out, "is kept by another process") {
+		t.Errorf("a second process in the same directory: %v\n%s", err, out)
+	}
+	if health := first.ask("GET", "/health", nil); !strings.Contains(health.String(), "sync_interval") {
+		t.Errorf("health does not say what an answer promises: %s", health)
+	}
+}
+
+func (i *instance) says(t *testing.T, what string) {
+	t.Helper()
+	testenv.Eventually(t, 40*time.Second, func() error {
+		if !strings.Contains(i.output.String(), what) {
+			return fmt.Errorf("it does not say %q:\n%s", what, i.output)
+		}
+		return nil
+	})
+}
+
+// clusterLoad sends from clients that ask whichever instance answers.
+type clusterLoad struct {
+	t         testing.TB
+	instances []*instance
+	cancel    context.CancelFunc
+	clients   sync.WaitGroup
+
+	mu         sync.Mutex
+	accepted   map[string]bool
+	unanswered int
+}
+
+func (l *clusterLoad) start() {
+	ctx, cancel := context.WithCancel(l.t.Context())
+	l.cancel = cancel
+	for c := range 4 {
+		l.clients.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				l.send(ctx, l.instances[(c+n)%len(l.instances)], fmt.Sprintf("c%d-n%d@rcpt.test", c, n))
+			}
+		})
+	}
+}
+
+func (l *clusterLoad) send(ctx context.Context, i *instance, to string) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	r, err := i.try(ctx, "POST", "/emails", hello(to))
+	if err != nil || r.status/100 != 2 {
+		l.mu.Lock()
+		l.unanswered++
+		l.mu.Unlock()
+		select {
+		case <-time.After(50 * time.Millisecond): // as a polite client
+		case <-ctx.Done():
+		}
+		return
+	}
+	l.mu.Lock()
+	l.accepted[r.id(l.t)] = true
+	l.mu.Unlock()
+}
+
+func (l *clusterLoad) stop() {
+	l.cancel()
+	l.clients.Wait()
+}
+
+// goesOn waits until more was accepted, and more was delivered.
+func (l *clusterLoad) goesOn(sink *testenv.Sink) {
+	l.t.Helper()
+	count := func() int {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.accepted)
+	}
+	accepted, delivered := count(), sink.Total()
+	testenv.Eventually(l.t, 60*time.Second, func() error {
+		if a, d := count()-accepted, sink.Total()-delivered; a < 30 || d < 30 {
+			return fmt.Errorf("%d mails were accepted since, and %d delivered\n%s\n%s", a, d, l.instances[0].output, l.instances[1].output)
+		}
+		return nil
+	})
+}
+
+// check holds what was acknowledged and what arrived against the log.
+func (l *clusterLoad) check(url string, sink *testenv.Sink) {
+	l.t.Helper()
+	store, err := eventstore.Open(l.t.Context(), eventstore.Config{URL: url, Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer store.Close()
+	begun := map[string]int{}
+	for _, log := range store.MailLogs() {
+		head, err := store.Head(l.t.Context(), log)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		err = store.Follow(l.t.Context(), eventstore.Following{Log: log, StopAt: head}, func(_ context.Context, entries []eventstore.Entry) error {
+			for _, e := range entries {
+				for _, rec := range e.Events {
+					if _, ok := rec.Event.(email.Accepted); ok {
+						begun[rec.Stream.ID]++
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	history := outcomesOf(l.t, store)
+	taken := map[string]int{}
+	for key, times := range sink.Taken() {
+		id, _, _ := strings.Cut(key, "@") // of the Message-ID
+		taken[id] += times
+	}
+	duplicates := 0
+	for id := range l.accepted {
+		n, h := taken[id], history[id]
+		switch {
+		case begun[id] != 1:
+			l.t.Errorf("%s was acknowledged, and is in the log %d times", id, begun[id])
+		case n == 0 && !h.failed:
+			l.t.Errorf("%s was accepted and never delivered", id)
+		case n > 1+h.unknown:
+			l.t.Errorf("%s was delivered %d times, and the log knows of %d unknown outcomes", id, n, h.unknown)
+		}
+		duplicates += max(0, n-1)
+	}
+	l.t.Logf("%d mails accepted, %d requests without a 2xx, %d deliveries, %d duplicates that the log knows of", len(l.accepted), l.unanswered, sink.Total(), duplicates)
+}
+
+// sealed is how many entries an instance's seal covers, of all logs.
+func (l *clusterLoad) sealed(t *testing.T, i *instance) (total int) {
+	t.Helper()
+	out, err := i.postbook("verify", "--log")
+	if err != nil {
+		t.Fatalf("verify: %v\n%s", err, out)
+	}
+	for line := range strings.Lines(out) {
+		var entries, n int
+		if _, after, ok := strings.Cut(line, "as it was sealed: "); ok {
+			if _, err := fmt.Sscanf(after, "%d entries, %d sealed", &entries, &n); err == nil {
+				total += n
+			}
+		}
+	}
+	return total
+}
