@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/eventstore"
@@ -104,6 +105,16 @@ func (c replayCommand) open(cfg Config, store *eventstore.Store) (*forensics.Rep
 		return nil, err
 	}
 	return forensics.NewReplay(store, forensics.OpenSnapshots(cfg.path(replayFolder), key)), nil
+}
+
+// snapshotPause is how long the server waits before it looks again for stretches of
+// the log that have no snapshot.
+const snapshotPause = time.Minute
+
+// startSnapshots makes snapshots for the replay as the log grows.
+func (s *server) startSnapshots(ctx context.Context, group *errgroup.Group) {
+	replay := forensics.NewReplay(s.store, forensics.OpenSnapshots(s.cfg.path(replayFolder), s.markKey))
+	group.Go(func() error { return replay.KeepSnapshots(ctx, snapshotPause, s.log) })
 }
 
 // aggregate is the one that is asked for, if one is.

@@ -450,6 +450,7 @@ func (s *server) startRoles(ctx context.Context, group *errgroup.Group) error {
 			return err
 		}
 		s.startNotary(ctx, group)
+		s.startSnapshots(ctx, group)
 	}
 	if s.cfg.runs(roleAPI) || s.cfg.runs(roleConsole) {
 		s.serveHTTP(ctx, group)
