@@ -165,8 +165,14 @@ func (w *world) step() {
 			w.append(of, member.Left{})
 		default:
 			w.append(of, []domain.Event{
-				sender.Verified{}, sender.Lapsed{Since: time.Now()}, sender.Failed{}, sender.Removed{}, sender.Changed{Settings: sender.Settings{OpenTracking: true}},
-				sender.Checked{Results: []sender.Result{{Record: "SPF", Name: "n", Status: sender.NotStarted}}}, sender.Vouched{}, sender.VerificationRequested{At: time.Now()},
+				sender.Verified{},
+				sender.Lapsed{Since: time.Now()},
+				sender.Failed{},
+				sender.Removed{},
+				sender.Changed{Settings: sender.Settings{OpenTracking: true}},
+				sender.Checked{Results: []sender.Result{{Record: "SPF", Name: "n", Status: sender.NotStarted}}},
+				sender.Vouched{},
+				sender.VerificationRequested{At: time.Now()},
 			}[r.IntN(8)])
 		}
 	case n < 96:
