@@ -31,7 +31,7 @@ func TestTimeTravel(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, server := range []string{"beside a server", "without one"} {
-		for _, c := range []struct {
+		for n, c := range []struct {
 			args      []string
 			has, lack string
 		}{
@@ -42,10 +42,16 @@ func TestTimeTravel(t *testing.T) {
 			{[]string{"--at", "now", "--aggregate", account + ".account." + account}, `"Open":true`, "email"},
 			{[]string{"--at", then, "--to", "now", "--account", account}, "emails " + second + " added", "emails " + first + " "},
 		} {
+			if server == "without one" && n > 0 && n < 5 {
+				continue // each starts a server of its own, to read
+			}
 			out, err := i.postbook(append([]string{"replay"}, c.args...)...)
 			if err != nil || !strings.Contains(out, c.has) || strings.Contains(out, c.lack) {
 				t.Errorf("%s: replay %v: %v, want %q and not %q in\n%s", server, c.args, err, c.has, c.lack, out)
 			}
+		}
+		if server == "without one" {
+			return
 		}
 		out, err := i.postbook("replay", "--at", "now", "--account", account, "--all-emails", "--json")
 		var got struct {
@@ -60,26 +66,24 @@ func TestTimeTravel(t *testing.T) {
 				t.Errorf("%s: replay %v says nothing is wrong:\n%s", server, args, out)
 			}
 		}
-		if server == "beside a server" {
-			// The event that delivered it is a point too.
-			out, err := i.postbook("replay", "--at", "now", "--email", first, "--json")
-			var h struct {
-				Events []struct {
-					ID, Log, Type string
-					Seq           uint64
-				}
+		// The event that delivered it is a point too.
+		out, err = i.postbook("replay", "--at", "now", "--email", first, "--json")
+		var h struct {
+			Events []struct {
+				ID, Log, Type string
+				Seq           uint64
 			}
-			if err != nil || json.Unmarshal([]byte(out), &h) != nil || len(h.Events) != 4 {
-				t.Fatalf("%v\n%s", err, out)
-			}
-			for _, e := range h.Events {
-				want := map[string]string{"email.accepted": "queued", "email.prepared": "queued", "email.attempted": "sent", "email.delivered": "delivered"}[e.Type]
-				out, err := i.postbook("replay", "--at", e.ID, "--account", account, "--emails", "1")
-				if err != nil || !strings.Contains(out, fmt.Sprintf("%s  %-16s %s/%d", first, want, e.Log, e.Seq)) {
-					t.Errorf("as of %s: %v, want %s in\n%s", e.Type, err, want, out)
-				}
-			}
-			i.stop()
 		}
+		if err != nil || json.Unmarshal([]byte(out), &h) != nil || len(h.Events) != 4 {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		for _, e := range h.Events {
+			want := map[string]string{"email.accepted": "queued", "email.prepared": "queued", "email.attempted": "sent", "email.delivered": "delivered"}[e.Type]
+			out, err := i.postbook("replay", "--at", e.ID, "--account", account, "--emails", "1")
+			if err != nil || !strings.Contains(out, fmt.Sprintf("%s  %-16s %s/%d", first, want, e.Log, e.Seq)) {
+				t.Errorf("as of %s: %v, want %s in\n%s", e.Type, err, want, out)
+			}
+		}
+		i.stop()
 	}
 }
