@@ -88,6 +88,10 @@ type Trouble struct {
 	Error string `json:"error"`
 }
 
+func (w *Work) leaveOut(e eventstore.Entry) {
+	w.Unreadable = append(w.Unreadable, Trouble{e.Position, e.Err.Error()})
+}
+
 func (w *Work) add(more Work) {
 	w.Snapshots += more.Snapshots
 	w.Entries += more.Entries
@@ -201,7 +205,7 @@ func (s *stretch) of(account string) *changes {
 // take folds the first events of an entry.
 func (s *stretch) take(e eventstore.Entry, events int, work *Work) {
 	if e.Err != nil {
-		work.Unreadable = append(work.Unreadable, Trouble{e.Position, e.Err.Error()})
+		work.leaveOut(e)
 		return
 	}
 	for _, rec := range e.Events[:min(events, len(e.Events))] {

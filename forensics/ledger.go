@@ -67,8 +67,8 @@ func (r *Replay) readLedger(ctx context.Context, s *State) error {
 	err = follow(ctx, r.store, f, func(e eventstore.Entry) error {
 		work.Entries++
 		if e.Err != nil {
-			work.Unreadable = append(work.Unreadable, Trouble{e.Position, e.Err.Error()})
-			return nil
+			work.leaveOut(e)
+			return nil //nolint:nilerr // it is told, and the others are read
 		}
 		for _, rec := range e.Events[:min(s.Point.eventsOf(e), len(e.Events))] {
 			rows.fold(rec)

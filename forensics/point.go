@@ -98,7 +98,7 @@ func (r *Replay) atInstant(ctx context.Context, t time.Time) (Point, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, log := range r.store.Logs() {
 		group.Go(func() error {
-			seq, err := r.store.Before(ctx, log, t.Add(1))
+			seq, err := r.lastAt(ctx, log, t)
 			mu.Lock()
 			defer mu.Unlock()
 			p.Heads[log] = seq
@@ -109,6 +109,50 @@ func (r *Replay) atInstant(ctx context.Context, t time.Time) (Point, error) {
 		return Point{}, fmt.Errorf("forensics: find %s in the log: %w", t.Format(time.RFC3339Nano), err)
 	}
 	return p, nil
+}
+
+// lastAt is the last entry of a log that was stored up to a time, 0 if there is none.
+// Snapshots say about where it is, so that only a few entries have to be looked at,
+// which lie together.
+func (r *Replay) lastAt(ctx context.Context, log string, t time.Time) (uint64, error) {
+	everywhere := func() (uint64, error) { return r.store.Before(ctx, log, t.Add(1)) }
+	if r.snapshots == nil {
+		return everywhere()
+	}
+	stats, err := r.store.Stats(ctx, log)
+	if err != nil {
+		return 0, err
+	}
+	after, until, ok := r.snapshots.around(log, t, stats.Last)
+	if !ok || after == 0 || after < stats.First {
+		return everywhere()
+	}
+	before := func(seq uint64) (bool, error) {
+		e, err := r.store.Read(ctx, log, seq)
+		return err == nil && !e.Time.After(t), err
+	}
+	// What the snapshots say is held against the log at both ends.
+	if sound, err := before(after); err != nil || !sound {
+		return everywhere()
+	}
+	for after < until {
+		middle := after + (until-after+1)/2
+		earlier, err := before(middle)
+		if err != nil {
+			return 0, err
+		}
+		if earlier {
+			after = middle
+		} else {
+			until = middle - 1
+		}
+	}
+	if after < stats.Last {
+		if next, err := before(after + 1); err != nil || next {
+			return everywhere()
+		}
+	}
+	return after, nil
 }
 
 // atEntry is the point of one event of an entry, or of the entry's last.

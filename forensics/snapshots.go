@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sort"
 	"time"
 
 	"postbook.dev/postbook/eventstore"
@@ -33,7 +34,7 @@ type Snapshots struct {
 
 // snapshotEvery is how many entries there are to a stretch. It bounds what is read
 // for an answer, in each log.
-const snapshotEvery = 1 << 14
+const snapshotEvery = 1 << 13
 
 // OpenSnapshots keeps snapshots in a directory, and believes those that were made
 // with the key.
@@ -49,7 +50,7 @@ func (s *Snapshots) path(log string, n uint64) string {
 }
 
 func (s *Snapshots) has(log string, n uint64) bool {
-	_, err := os.Stat(s.path(log, n))
+	_, err := os.Stat(s.path(log, n)) //nolint:gosec // the directory is the operator's, and a log's name is a word
 	return err == nil
 }
 
@@ -69,6 +70,7 @@ type snapshotHead struct {
 	log         string
 	first, last uint64
 	end         [sha256.Size]byte // the entry at last
+	at          int64             // when that was stored, nanoseconds
 	parts       []snapshotPart
 	body        int64 // where the parts begin
 }
@@ -90,8 +92,8 @@ func hashOf(e eventstore.Entry) (sum [sha256.Size]byte) {
 }
 
 // write keeps what the nth stretch says.
-func (s *Snapshots) write(n uint64, said *stretch, end [sha256.Size]byte) error {
-	head := snapshotHead{log: said.log, first: n*s.every + 1, last: (n + 1) * s.every, end: end}
+func (s *Snapshots) write(n uint64, said *stretch, end eventstore.Entry) error {
+	head := snapshotHead{log: said.log, first: n*s.every + 1, last: (n + 1) * s.every, end: hashOf(end), at: end.Time.UnixNano()}
 	data := s.encode(head, said)
 	if err := seal.WriteFile(s.path(said.log, n), data, 0o600); err != nil {
 		return fmt.Errorf("keep a snapshot of %s: %w", said.log, err)
@@ -113,6 +115,7 @@ func (s *Snapshots) encode(head snapshotHead, said *stretch) []byte {
 	b.number(head.first)
 	b.number(head.last)
 	b.bytes(head.end[:])
+	b.difference(head.at)
 	b.number(uint64(len(names)))
 	for i, account := range names {
 		b.text(account)
@@ -142,7 +145,7 @@ var errUnbelieved = errors.New("the snapshot is not as it was written")
 
 // open reads a snapshot's head.
 func (s *Snapshots) open(log string, n uint64) (*os.File, snapshotHead, error) {
-	f, err := os.Open(s.path(log, n))
+	f, err := os.Open(s.path(log, n)) //nolint:gosec // the directory is the operator's, and a log's name is a word
 	if err != nil {
 		return nil, snapshotHead{}, err
 	}
@@ -179,6 +182,7 @@ func (s *Snapshots) readHead(f io.ReaderAt) (snapshotHead, error) {
 	head.body = int64(len(data))
 	head.log, head.first, head.last = r.text(), r.number(), r.number()
 	copy(head.end[:], r.bytes(len(head.end)))
+	head.at = r.difference()
 	count := r.number()
 	at := int64(0)
 	for range count {
@@ -196,6 +200,23 @@ func (s *Snapshots) readHead(f io.ReaderAt) (snapshotHead, error) {
 	return head, nil
 }
 
+// around finds between which sequences the last entry lies that was stored up to a
+// time, by what the snapshots say of their ends. ok is false if one is missing.
+func (s *Snapshots) around(log string, t time.Time, last uint64) (after, until uint64, ok bool) {
+	ok = true
+	stretches := int(last / s.every)
+	n := sort.Search(stretches, func(n int) bool {
+		f, head, err := s.open(log, uint64(n))
+		if err != nil {
+			ok = false
+			return true
+		}
+		_ = f.Close()
+		return head.at > t.UnixNano()
+	})
+	return uint64(n) * s.every, min(uint64(n+1)*s.every, last), ok
+}
+
 // load takes what the nth stretch of a log says into total.
 func (s *Snapshots) load(n uint64, total *stretch) error {
 	f, head, err := s.open(total.log, n)
@@ -207,13 +228,17 @@ func (s *Snapshots) load(n uint64, total *stretch) error {
 	if err != nil {
 		return err
 	}
+	size := head.body
+	for _, p := range head.parts {
+		size += int64(p.size)
+	}
+	if size != info.Size() {
+		return errUnbelieved
+	}
 	loaded := newStretch(total.log, "")
 	for _, p := range head.parts {
 		if total.only != "" && p.account != total.only {
 			continue
-		}
-		if head.body+p.at+int64(p.size) > info.Size() {
-			return errUnbelieved
 		}
 		data := make([]byte, p.size)
 		if _, err := f.ReadAt(data, head.body+p.at); err != nil {
@@ -234,7 +259,7 @@ func (s *Snapshots) load(n uint64, total *stretch) error {
 
 // discard throws a snapshot away.
 func (s *Snapshots) discard(log string, n uint64) error {
-	err := os.Remove(s.path(log, n))
+	err := os.Remove(s.path(log, n)) //nolint:gosec // the directory is the operator's, and a log's name is a word
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -324,7 +349,7 @@ func (r *Replay) build(ctx context.Context, log string, first, end, from uint64,
 	finish := func() error {
 		complete := from <= n*s.every && newest.Seq == (n+1)*s.every && len(work.Unreadable) == troubles
 		if complete {
-			if err := s.write(n, said, hashOf(newest)); err != nil {
+			if err := s.write(n, said, newest); err != nil {
 				return err
 			}
 			work.Written++

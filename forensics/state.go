@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/email"
 	"postbook.dev/postbook/eventstore"
 	"postbook.dev/postbook/projections"
@@ -242,6 +241,3 @@ func (s *State) Row(ctx context.Context, e Email) (projections.Email, error) {
 	}
 	return projections.Email{}, fmt.Errorf("forensics: %s/%d does not say how %s was accepted", e.Log, e.Accepted, e.ID)
 }
-
-// stream names the aggregate of an email.
-func (e Email) stream() domain.Stream { return email.Stream(e.Account, e.ID) }

@@ -32,6 +32,8 @@ func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
 var quiet = slog.New(slog.DiscardHandler)
 
+var registry = catalogue.Registry()
+
 // world is a log that a seed fills, with a little of everything.
 type world struct {
 	t     testing.TB
@@ -62,7 +64,7 @@ func newWorld(t testing.TB, seed uint64) *world {
 
 func openStore(t testing.TB, dir string) *eventstore.Store {
 	t.Helper()
-	store, err := eventstore.Open(t.Context(), eventstore.Config{Dir: dir, Durability: eventstore.Interval, Partitions: 2, Registry: catalogue.Registry(), Log: quiet})
+	store, err := eventstore.Open(t.Context(), eventstore.Config{Dir: dir, Durability: eventstore.Interval, Partitions: 2, Registry: registry, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,8 +165,14 @@ func (w *world) step() {
 			w.append(of, member.Left{})
 		default:
 			w.append(of, []domain.Event{
-				sender.Verified{}, sender.Lapsed{Since: time.Now()}, sender.Failed{}, sender.Removed{}, sender.Changed{Settings: sender.Settings{OpenTracking: true}},
-				sender.Checked{Results: []sender.Result{{Record: "SPF", Name: "n", Status: sender.NotStarted}}}, sender.Vouched{}, sender.VerificationRequested{At: time.Now()},
+				sender.Verified{},
+				sender.Lapsed{Since: time.Now()},
+				sender.Failed{},
+				sender.Removed{},
+				sender.Changed{Settings: sender.Settings{OpenTracking: true}},
+				sender.Checked{Results: []sender.Result{{Record: "SPF", Name: "n", Status: sender.NotStarted}}},
+				sender.Vouched{},
+				sender.VerificationRequested{At: time.Now()},
 			}[r.IntN(8)])
 		}
 	case n < 96:

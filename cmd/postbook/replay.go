@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/eventstore"
@@ -25,7 +26,8 @@ type replayCommand struct {
 	Account     string `help:"Only this account."`
 	Aggregate   string `placeholder:"ACCOUNT.KIND.ID" help:"Only this aggregate: what had happened to it, and its state."`
 	Email       string `help:"Only this email, by its id."`
-	Emails      int    `default:"0" help:"List so many emails, the newest first; all with -1. With --to: of those that changed, 20 if nothing is said."`
+	Emails      int    `default:"0" help:"List so many emails, the newest first. With --to: of those that changed, 20 if nothing is said."`
+	AllEmails   bool   `help:"List all emails."`
 	NoSnapshots bool   `help:"Read the log alone, from its beginning."`
 }
 
@@ -42,6 +44,9 @@ func (c replayCommand) Run(ctx context.Context, cfg Config, out output) error {
 	replay, err := c.open(cfg, store)
 	if err != nil {
 		return err
+	}
+	if c.AllEmails {
+		c.Emails = -1
 	}
 	begun := time.Now()
 	at, err := replay.Resolve(ctx, c.At)
@@ -104,6 +109,16 @@ func (c replayCommand) open(cfg Config, store *eventstore.Store) (*forensics.Rep
 		return nil, err
 	}
 	return forensics.NewReplay(store, forensics.OpenSnapshots(cfg.path(replayFolder), key)), nil
+}
+
+// snapshotPause is how long the server waits before it looks again for stretches of
+// the log that have no snapshot.
+const snapshotPause = time.Minute
+
+// startSnapshots makes snapshots for the replay as the log grows.
+func (s *server) startSnapshots(ctx context.Context, group *errgroup.Group) {
+	replay := forensics.NewReplay(s.store, forensics.OpenSnapshots(s.cfg.path(replayFolder), s.markKey))
+	group.Go(func() error { return replay.KeepSnapshots(ctx, snapshotPause, s.log) })
 }
 
 // aggregate is the one that is asked for, if one is.
@@ -305,7 +320,7 @@ func (o output) difference(d *forensics.Difference, took time.Duration) {
 		}
 	}
 	if d.More > 0 {
-		fmt.Printf("and %d more emails: --emails -1 lists all\n", d.More)
+		fmt.Printf("and %d more emails: --all-emails lists all\n", d.More)
 	}
 	o.work(d.Work, took)
 }

@@ -510,6 +510,7 @@ func (s *server) startRoles(ctx context.Context, group *errgroup.Group) error {
 		if err := s.startArchiver(ctx, group); err != nil {
 			return err
 		}
+		s.startSnapshots(ctx, group)
 	}
 	if err := s.serveHTTP(ctx, group); err != nil {
 		return err
