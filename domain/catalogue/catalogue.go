@@ -7,6 +7,7 @@ import (
 	"postbook.dev/postbook/domain/access"
 	"postbook.dev/postbook/domain/account"
 	"postbook.dev/postbook/domain/apikey"
+	"postbook.dev/postbook/domain/backup"
 	"postbook.dev/postbook/domain/email"
 	"postbook.dev/postbook/domain/member"
 	"postbook.dev/postbook/domain/name"
@@ -29,5 +30,6 @@ func Registry() *domain.Registry {
 		access.Catalogue,
 		seal.Catalogue,
 		readmodel.Catalogue,
+		backup.Catalogue,
 	)
 }
