@@ -28,6 +28,8 @@ type commands struct {
 	Projections projectionsCommand `cmd:"" help:"Look at the read models, and build them again."`
 	Verify      verifyCommand      `cmd:"" help:"Find what was changed behind the platform's back."`
 	Rotate      rotateCommand      `cmd:"" help:"Change keys."`
+	Backup      backupCommand      `cmd:"" help:"Copy everything, while the server runs."`
+	Restore     restoreCommand     `cmd:"" help:"Put a backup into an empty data directory, and check it."`
 	Witness     witnessCommand     `cmd:"" help:"Be a witness for other platforms' logs."`
 	Accounts    accountsCommand    `cmd:"" help:"Tell an account's story; block and unblock."`
 	Staff       staffCommand       `cmd:"" help:"Say who runs the platform."`

@@ -26,12 +26,13 @@ var mayImport = map[string][]string{
 	"eventstore":  {"domain"},
 	"seal":        {},
 	"notary":      {"domain", "eventstore", "seal"},
+	"backup":      {"eventstore", "seal"},
 	"projections": {"domain", "eventstore"},
 	"workers":     {"domain", "eventstore", "projections", "delivery", "keyring"},
 	"api":         {"domain", "eventstore", "projections"},
 	"web":         {"domain", "eventstore", "projections"},
 	"internal":    {"internal", "domain"},
-	"cmd":         {"domain", "eventstore", "projections", "workers", "api", "web", "delivery", "keyring", "migrations", "internal", "notary", "seal"},
+	"cmd":         {"backup", "domain", "eventstore", "projections", "workers", "api", "web", "delivery", "keyring", "migrations", "internal", "notary", "seal"},
 }
 
 // onlyIn says which rooms may import a package of somebody else, by the start of
@@ -49,6 +50,7 @@ var onlyIn = map[string][]string{
 	"golang.org/x/mod/":                 {"seal"},
 	"github.com/transparency-dev/":      {"seal"},
 	"github.com/minio/highwayhash":      {"eventstore"},
+	"github.com/klauspost/compress":     {"eventstore"},
 	"net/smtp":                          {},
 	"net/mail":                          {"delivery"},
 	"github.com/k3a/html2text":          {"workers"},
