@@ -300,19 +300,26 @@ func TestKilledBackupsAndRestores(t *testing.T) {
 	}
 	restoring := time.Since(took)
 
-	killed := func(at *instance, within time.Duration, args ...string) {
+	// killed ends a command at any moment after its work has begun.
+	killed := func(at *instance, begun string, within time.Duration, args ...string) {
 		cmd := exec.Command(binary, args...)
 		cmd.Env = append(os.Environ(), "POSTBOOK_DATA_DIR="+at.dir)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(rand.N(within)) // at any moment of its work: no state is waited for
+		testenv.Eventually(t, 30*time.Second, func() error {
+			if there, _ := filepath.Glob(begun); len(there) == 0 {
+				return fmt.Errorf("there is no %s", begun)
+			}
+			return nil
+		})
+		time.Sleep(rand.N(within)) // no state is waited for
 		_ = cmd.Process.Kill()     // it may have ended
 		_ = cmd.Wait()
 	}
 	cut, half := 0, 0
 	for range rounds {
-		killed(i, backing, "backup", folder, "--with-keys")
+		killed(i, filepath.Join(folder, "*.partial"), backing/4, "backup", folder, "--with-keys")
 		left, err := filepath.Glob(filepath.Join(folder, "*.partial"))
 		if err != nil {
 			t.Fatal(err)
@@ -329,7 +336,7 @@ func TestKilledBackupsAndRestores(t *testing.T) {
 		}
 
 		other := i.elsewhere(t)
-		killed(other, restoring, "restore", path)
+		killed(other, filepath.Join(other.dir, restoringFile), restoring*2/3, "restore", path)
 		if _, err := os.Stat(filepath.Join(other.dir, restoringFile)); err == nil {
 			half++
 			if out, err := other.postbook("events", "stats"); err == nil || !strings.Contains(out, "has not ended") {
