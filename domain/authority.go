@@ -66,6 +66,9 @@ var Authorities = Table{
 	"email.report":     {theSystem},
 	"email.abandon":    {theSystem},
 
+	"backup.record":  {operatorAtHost},
+	"backup.restore": {operatorAtHost},
+
 	"readmodel.report": {theSystem, operatorAtHost},
 	"readmodel.repair": {operatorAtHost},
 

@@ -138,6 +138,10 @@ func (s *Store) settlePartitions(ctx context.Context) error {
 	epochs, err := s.readEpochs(ctx)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
+		// The ledger is the first stream that is made, and the last that is put back.
+		if _, err := s.js.Stream(ctx, MailLog(0)); err == nil {
+			return errors.New("eventstore: there are logs of emails, but no ledger: a restore has not ended, or somebody has deleted it")
+		}
 		if wanted == 0 {
 			wanted = defaultPartitions
 		}

@@ -148,7 +148,28 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	return s, nil
 }
 
-func (s *Store) open(ctx context.Context) (err error) {
+func (s *Store) open(ctx context.Context) error {
+	if err := s.reach(); err != nil {
+		return err
+	}
+	if err := s.untilElected(ctx, electionTime, s.createStreams); err != nil {
+		return err
+	}
+	if s.local == nil {
+		watching, cancel := context.WithCancel(context.Background())
+		s.stopWatching = cancel
+		s.watchServers(watching)
+		s.watching.Go(func() { s.keepLearning(watching) })
+	}
+	names := make([]string, 0, 16)
+	for _, c := range s.streamConfigs() {
+		names = append(names, c.Name)
+	}
+	return s.startSyncing(names...)
+}
+
+// reach starts the embedded server, if it is that, and connects.
+func (s *Store) reach() (err error) {
 	options := []nats.Option{nats.Name("postbook"), nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond)}
 	if s.cfg.URL == "" {
 		s.local, err = startServer(s.cfg)
@@ -167,20 +188,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	s.nc, s.js = s.links[0].nc, s.links[0].js
 	s.settleReplicas()
-	if err := s.untilElected(ctx, electionTime, s.createStreams); err != nil {
-		return err
-	}
-	if s.local == nil {
-		watching, cancel := context.WithCancel(context.Background())
-		s.stopWatching = cancel
-		s.watchServers(watching)
-		s.watching.Go(func() { s.keepLearning(watching) })
-	}
-	names := make([]string, 0, 16)
-	for _, c := range s.streamConfigs() {
-		names = append(names, c.Name)
-	}
-	return s.startSyncing(names...)
+	return nil
 }
 
 // startSyncing makes what describes new streams durable, which the server leaves

@@ -31,6 +31,8 @@ type commands struct {
 	Replay      replayCommand      `cmd:"" help:"Show how things were at any point of the log, and what changed between two."`
 	Archive     archiveCommand     `cmd:"" help:"Look at the archive of the log's older entries, fill it, and check it."`
 	Rotate      rotateCommand      `cmd:"" help:"Change keys."`
+	Backup      backupCommand      `cmd:"" help:"Copy everything, while the server runs."`
+	Restore     restoreCommand     `cmd:"" help:"Put a backup into an empty data directory, and check it."`
 	Witness     witnessCommand     `cmd:"" help:"Be a witness for other platforms' logs."`
 	Accounts    accountsCommand    `cmd:"" help:"Tell an account's story; block and unblock."`
 	Erase       eraseCommand       `cmd:"" help:"Forget a recipient of an account, or an account: destroy the keys of what is personal."`

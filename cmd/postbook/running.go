@@ -58,6 +58,9 @@ func openLog(ctx context.Context, cfg *Config) (*eventstore.Store, error) {
 	if err := cfg.settle(false); err != nil {
 		return nil, err
 	}
+	if err := cfg.whole(); err != nil {
+		return nil, err
+	}
 	c := eventstore.Config{Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler), URL: cfg.NATSURL}
 	if r, ok := found(*cfg); ok {
 		c.URL = r.NATSURL

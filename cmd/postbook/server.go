@@ -132,6 +132,9 @@ func trim(ctx context.Context) error {
 // stop takes it down.
 func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
 	tune()
+	if err := cfg.whole(); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"postbook.dev/postbook/domain/access"
 	"postbook.dev/postbook/domain/account"
 	"postbook.dev/postbook/domain/apikey"
+	"postbook.dev/postbook/domain/backup"
 	"postbook.dev/postbook/domain/email"
 	"postbook.dev/postbook/domain/kek"
 	"postbook.dev/postbook/domain/member"
@@ -33,5 +34,6 @@ func Registry() *domain.Registry {
 		readmodel.Catalogue,
 		retention.Catalogue,
 		kek.Catalogue,
+		backup.Catalogue,
 	)
 }

@@ -27,13 +27,14 @@ var mayImport = map[string][]string{
 	"seal":        {},
 	"notary":      {"domain", "eventstore", "seal"},
 	"archive":     {"domain", "eventstore", "notary", "seal"},
+	"backup":      {"eventstore", "seal"},
 	"projections": {"domain", "eventstore"},
 	"forensics":   {"domain", "eventstore", "projections", "seal"},
 	"workers":     {"domain", "eventstore", "projections", "delivery", "keyring"},
 	"api":         {"domain", "eventstore", "projections"},
 	"web":         {"domain", "eventstore", "projections"},
 	"internal":    {"internal", "domain"},
-	"cmd":         {"domain", "eventstore", "projections", "workers", "api", "web", "delivery", "keyring", "migrations", "internal", "notary", "seal", "forensics", "archive"},
+	"cmd":         {"backup", "domain", "eventstore", "projections", "workers", "api", "web", "delivery", "keyring", "migrations", "internal", "notary", "seal", "forensics", "archive"},
 }
 
 // onlyIn says which rooms may import a package of somebody else, by the start of
@@ -52,7 +53,7 @@ var onlyIn = map[string][]string{
 	"github.com/transparency-dev/":      {"seal"},
 	"github.com/minio/highwayhash":      {"eventstore"},
 	"github.com/minio/minio-go":         {"archive"},
-	"github.com/klauspost/compress":     {"archive"},
+	"github.com/klauspost/compress":     {"archive", "eventstore"},
 	"net/smtp":                          {},
 	"net/mail":                          {"delivery"},
 	"github.com/k3a/html2text":          {"workers"},
