@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"runtime"
 	"slices"
 	"strings"
@@ -323,9 +322,6 @@ func (a *Archive) next(ctx context.Context, log string, seq uint64) (m *Manifest
 // whole reads all bytes of a segment. One that is longer than its manifest says is
 // read a byte too far, so that this is seen.
 func (a *Archive) whole(ctx context.Context, m *Manifest) ([]byte, error) {
-	if m.Bytes >= math.MaxInt64 {
-		return nil, errDamaged
-	}
 	return a.place.Get(ctx, a.folder(m.Log)+span{m.First, m.Last}.name()+segmentSuffix, 0, m.Bytes+1)
 }
 

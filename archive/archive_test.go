@@ -375,28 +375,35 @@ var errDone = errors.New("done")
 func TestTrimmingUnderLoad(t *testing.T) {
 	t.Parallel()
 	i := start(t)
-	i.fill(t, 3000)
-	ctx, cancel := context.WithCancel(t.Context())
+	i.fill(t, 1500)
 	var writing sync.WaitGroup
 	for range 4 {
 		writing.Go(func() {
-			for ctx.Err() == nil {
-				if _, err := i.store.Accept(ctx, []eventstore.Commit{accept("y"), accept("z")}); err != nil && ctx.Err() == nil {
+			for range 500 {
+				if _, err := i.store.Accept(t.Context(), []eventstore.Commit{accept("y"), accept("z")}); err != nil {
 					t.Error(err)
 				}
 			}
 		})
 	}
-	a := i.archiver(t, trimming, func(c *archive.Config) { c.Spare = 1000 })
-	for range 10 {
+	written := make(chan struct{})
+	go func() {
+		writing.Wait()
+		close(written)
+	}()
+	a := i.archiver(t, trimming, func(c *archive.Config) { c.SegmentEntries, c.Spare = 300, 300 })
+	for done := false; !done; {
+		select {
+		case <-written:
+			done = true
+		default:
+		}
 		must(0, a.Pass(t.Context(), true))(t)
 		st := must(i.store.Stats(t.Context(), mail))(t)
 		if _, last, _ := i.held.Extent(t.Context(), mail); st.Hot > last+1 {
 			t.Fatalf("the stream begins at %d, and the archive ends at %d", st.Hot, last)
 		}
 	}
-	cancel()
-	writing.Wait()
 	i.sealed(t, mail)
 	got := i.everything(t, eventstore.Following{Log: mail, Undecoded: true})
 	if head := must(i.store.Head(t.Context(), mail))(t); uint64(len(got)) != head {

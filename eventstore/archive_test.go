@@ -84,7 +84,9 @@ func TestClaimIsRenewed(t *testing.T) {
 type nothing struct{}
 
 func (nothing) Extent(context.Context, string) (uint64, uint64, error) { return 0, 0, nil }
-func (nothing) Entry(context.Context, string, uint64) (Entry, error)   { return Entry{}, ErrNoEntry }
+
+func (nothing) Entry(context.Context, string, uint64) (Entry, error) { return Entry{}, ErrNoEntry }
+
 func (nothing) Scan(context.Context, string, uint64, uint64, func([]Entry) error) error {
 	return errors.New("it holds nothing")
 }
