@@ -42,6 +42,10 @@ fuzz: ## Fuzz each parser for 30 seconds
 bench: need-test build ## Measure, and print each figure beside its limit
 	bin/postbook bench
 
+.PHONY: bench-scale
+bench-scale: need-test build ## Measure what grows with the log, at 1 and 10 million events (15 GB of disk, an hour)
+	bin/postbook bench scale
+
 .PHONY: generate
 generate: ## Write docs/events.md and the events' JSON Schemas
 	go run ./cmd/postbook catalogue

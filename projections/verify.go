@@ -252,74 +252,145 @@ func keyOf(ctx context.Context, q querier, table string) (string, error) {
 	return strings.Join(columns, " || '/' || "), nil
 }
 
+// hashesAtOnce bounds the rows whose hashes are in memory at a time.
+const hashesAtOnce = 100_000
+
 // compare finds the rows in which a live table differs from its replay. Parts of
 // them are compared by the sum of their rows' hashes under a seed that nobody can
-// know before, so that a row cannot be made to fit.
+// know before, so that a row cannot be made to fit; of parts that differ the rows'
+// hashes are, and of rows that differ the fields. However many differ, memory is
+// bounded.
 func compare(ctx context.Context, tx pgx.Tx, aside *Runner, m Model, table string) ([]Drift, error) {
 	key, err := keyOf(ctx, tx, table)
 	if err != nil {
 		return nil, err
 	}
-	bucket := fmt.Sprintf("(hashtextextended(%s, 0) & %d)", key, buckets-1)
-	sums := func(q querier, schema string, seed int64) (map[int64]string, error) {
-		rows, err := q.Query(ctx, "select "+bucket+", count(*) || ' ' || sum(hashtextextended(x::text, $1)) from "+named(schema, table)+" x group by 1", seed)
-		if err != nil {
-			return nil, err
-		}
-		of := map[int64]string{}
-		var n int64
-		var sum string
-		_, err = pgx.ForEachRow(rows, []any{&n, &sum}, func() error {
-			of[n] = sum
-			return nil
-		})
-		return of, err
-	}
-	seed := rand.Int64()
-	found, err := sums(tx, live, seed)
+	c := comparison{key: key, bucket: fmt.Sprintf("(hashtextextended(%s, 0) & %d)", key, buckets-1), seed: rand.Int64()}
+	found, err := c.parts(ctx, tx, named(live, table))
 	if err != nil {
 		return nil, err
 	}
-	expected, err := sums(aside.pool, verifying(m), seed)
+	expected, err := c.parts(ctx, aside.pool, named(verifying(m), table))
 	if err != nil {
 		return nil, err
 	}
-	var differ []int64
+	var keys []string
+	var some []int64
+	rows := 0
 	for n := range int64(buckets) {
 		if found[n] != expected[n] {
-			differ = append(differ, n)
+			some = append(some, n)
+			rows += found[n].rows + expected[n].rows
 		}
-	}
-	if len(differ) == 0 {
-		return nil, nil
-	}
-	rowsOf := func(q querier, schema string) (map[string]map[string]json.RawMessage, error) {
-		rows, err := q.Query(ctx, "select "+key+", to_jsonb(x) from "+named(schema, table)+" x where "+bucket+" = any($1)", differ)
+		if len(some) == 0 || rows < hashesAtOnce && n < buckets-1 {
+			continue
+		}
+		have, err := c.rows(ctx, tx, named(live, table), some)
 		if err != nil {
 			return nil, err
 		}
-		of := map[string]map[string]json.RawMessage{}
-		var k string
-		var row []byte
-		_, err = pgx.ForEachRow(rows, []any{&k, &row}, func() error {
-			var fields map[string]json.RawMessage
-			if err := json.Unmarshal(row, &fields); err != nil {
-				return err
-			}
-			of[k] = fields
-			return nil
-		})
-		return of, err
+		want, err := c.rows(ctx, aside.pool, named(verifying(m), table), some)
+		if err != nil {
+			return nil, err
+		}
+		if keys = append(keys, differing(have, want)...); len(keys) >= maxDrift {
+			keys = keys[:maxDrift]
+			break
+		}
+		some, rows = nil, 0
 	}
-	liveRows, err := rowsOf(tx, live)
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	liveRows, err := c.fields(ctx, tx, named(live, table), keys)
 	if err != nil {
 		return nil, err
 	}
-	replayed, err := rowsOf(aside.pool, verifying(m))
+	replayed, err := c.fields(ctx, aside.pool, named(verifying(m), table), keys)
 	if err != nil {
 		return nil, err
 	}
 	return differences(m, table, liveRows, replayed), nil
+}
+
+// comparison is how the rows of a table are compared.
+type comparison struct {
+	key, bucket string // expressions, of a row x
+	seed        int64
+}
+
+// part is what the rows of a bucket come to.
+type part struct {
+	rows int
+	sum  string
+}
+
+func (c comparison) parts(ctx context.Context, q querier, table string) (map[int64]part, error) {
+	rows, err := q.Query(ctx, "select "+c.bucket+", count(*), sum(hashtextextended(x::text, $1))::text from "+table+" x group by 1", c.seed)
+	if err != nil {
+		return nil, err
+	}
+	of := map[int64]part{}
+	var n int64
+	var p part
+	_, err = pgx.ForEachRow(rows, []any{&n, &p.rows, &p.sum}, func() error {
+		of[n] = p
+		return nil
+	})
+	return of, err
+}
+
+// rows are the hashes of the rows of some buckets, by their keys.
+func (c comparison) rows(ctx context.Context, q querier, table string, some []int64) (map[string]int64, error) {
+	rows, err := q.Query(ctx, "select "+c.key+", hashtextextended(x::text, $1) from "+table+" x where "+c.bucket+" = any($2)", c.seed, some)
+	if err != nil {
+		return nil, err
+	}
+	of := map[string]int64{}
+	var k string
+	var hash int64
+	_, err = pgx.ForEachRow(rows, []any{&k, &hash}, func() error {
+		of[k] = hash
+		return nil
+	})
+	return of, err
+}
+
+// differing are the keys of rows that are not in both, or not the same.
+func differing(have, want map[string]int64) []string {
+	var keys []string
+	for k, hash := range have {
+		if expected, ok := want[k]; !ok || expected != hash {
+			keys = append(keys, k)
+		}
+	}
+	for k := range want {
+		if _, ok := have[k]; !ok {
+			keys = append(keys, k)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// fields are the rows of some keys, field by field.
+func (c comparison) fields(ctx context.Context, q querier, table string, keys []string) (map[string]map[string]json.RawMessage, error) {
+	rows, err := q.Query(ctx, "select "+c.key+", to_jsonb(x) from "+table+" x where "+c.key+" = any($1)", keys)
+	if err != nil {
+		return nil, err
+	}
+	of := map[string]map[string]json.RawMessage{}
+	var k string
+	var row []byte
+	_, err = pgx.ForEachRow(rows, []any{&k, &row}, func() error {
+		var fields map[string]json.RawMessage
+		if err := json.Unmarshal(row, &fields); err != nil {
+			return err
+		}
+		of[k] = fields
+		return nil
+	})
+	return of, err
 }
 
 func differences(m Model, table string, found, expected map[string]map[string]json.RawMessage) []Drift {

@@ -85,6 +85,7 @@ func openLog(ctx context.Context, cfg *Config) (*eventstore.Store, error) {
 	}
 	if c.Dir != "" {
 		tune()
+		return eventstore.Open(ctx, c) // which may have to read a large log through
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
