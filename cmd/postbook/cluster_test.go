@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +25,7 @@ import (
 // twice is said to be possible by the log; sending goes on; and the seal is one
 // history, whichever host's folder it is looked at with.
 func TestTwoProcessesOnACluster(t *testing.T) {
+	t.Parallel()
 	nats := testenv.StartNATSCluster(t)
 	database := testenv.Postgres(t)
 	sink := testenv.StartSink(t)
@@ -47,14 +51,24 @@ func TestTwoProcessesOnACluster(t *testing.T) {
 		nats.Start(node)
 		node = max(nats.Leader("MAIL_01"), 0)
 		nats.Cut(node)
-		load.goesOn(sink)
-		nats.Heal(node)
-		load.goesOn(sink)
 		b.kill()
 		load.goesOn(sink)
+		nats.Heal(node)
 		b.start("--quiet")
 		load.goesOn(sink)
 	}
+	load.stop()
+	// The number of partitions changes beside both, which open the log again by
+	// themselves.
+	if out, err := a.postbook("partitions", "6"); err != nil || !strings.Contains(out, "6") {
+		t.Errorf("change the number of partitions: %v\n%s", err, out)
+	}
+	a.says(t, "the number of partitions has changed")
+	b.says(t, "the number of partitions has changed")
+	a.moved()
+	b.moved()
+	load.start()
+	load.goesOn(sink)
 	load.stop()
 
 	// A recipient whose attempt was interrupted is tried again after about a minute.
@@ -70,7 +84,7 @@ func TestTwoProcessesOnACluster(t *testing.T) {
 	})
 	load.check(nats.URL(), sink)
 	for name, i := range map[string]*instance{"a": a, "b": b} {
-		if out, err := i.postbook("verify", "--log"); err != nil || strings.Count(out, "as it was sealed") != 7 || strings.Contains(out, "NOT") {
+		if out, err := i.postbook("verify", "--log"); err != nil || strings.Count(out, "as it was sealed") != 9 || strings.Contains(out, "NOT") {
 			t.Errorf("verify with the seal of %s: %v\n%s", name, err, out)
 		}
 		if strings.Contains(i.output.String(), "is not as it was sealed") {
@@ -117,6 +131,22 @@ func TestKeysOfAnotherPlatformAreRefused(t *testing.T) {
 	if health := first.ask("GET", "/health", nil); !strings.Contains(health.String(), "sync_interval") {
 		t.Errorf("health does not say what an answer promises: %s", health)
 	}
+}
+
+// moved waits until an instance has started again by itself, and learns where.
+func (i *instance) moved() {
+	i.t.Helper()
+	before := i.facts.BaseURL
+	testenv.Eventually(i.t, 40*time.Second, func() error {
+		data, err := os.ReadFile(filepath.Join(i.dir, devFile))
+		if err == nil {
+			err = json.Unmarshal(data, &i.facts)
+		}
+		if err == nil && i.facts.BaseURL == before {
+			err = errors.New("it has not ended yet")
+		}
+		return err
+	})
 }
 
 func (i *instance) says(t *testing.T, what string) {
