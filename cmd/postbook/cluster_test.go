@@ -262,6 +262,9 @@ func (l *clusterLoad) check(url string, sink *testenv.Sink, ended bool) {
 		if err != nil {
 			l.t.Fatal(err)
 		}
+		if head == 0 {
+			continue
+		}
 		err = store.Follow(l.t.Context(), eventstore.Following{Log: log, StopAt: head}, func(_ context.Context, entries []eventstore.Entry) error {
 			for _, e := range entries {
 				for _, rec := range e.Events {
