@@ -47,6 +47,9 @@ func Check(ctx context.Context, store *eventstore.Store, o CheckOptions) (Report
 		if err != nil {
 			return Report{}, err
 		}
+		if head == 0 {
+			continue // a partition in which nothing lies yet: there is nothing to wait for
+		}
 		err = store.Follow(ctx, eventstore.Following{Log: log, StopAt: head, MaxBatch: 5000}, func(_ context.Context, entries []eventstore.Entry) error {
 			for _, e := range entries {
 				c.entry(e)

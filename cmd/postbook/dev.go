@@ -29,6 +29,17 @@ func (c devCommand) Run(ctx context.Context, cfg Config) error {
 	if err := cfg.settle(true); err != nil {
 		return err
 	}
+	for {
+		err := c.once(ctx, cfg)
+		if !errors.Is(err, eventstore.ErrRepartitioned) || ctx.Err() != nil {
+			return err
+		}
+		c.Quiet = true
+	}
+}
+
+// once serves until it is told to stop, or has to open the log again.
+func (c devCommand) once(ctx context.Context, cfg Config) error {
 	log := cfg.logger()
 	begun := time.Now()
 	fmt.Printf("Starting Postbook in %s …\n", cfg.DataDir)
