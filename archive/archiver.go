@@ -40,7 +40,8 @@ type Config struct {
 	Spare      uint64
 	SpareBytes int64
 
-	Every time.Duration // looks this often; 0 is ten seconds
+	Mine  func(log string) bool // whether a log is this process's to archive, of several; nil is always
+	Every time.Duration         // looks this often; 0 is ten seconds
 	Now   func() time.Time
 	Log   *slog.Logger
 }
@@ -122,6 +123,9 @@ func (a *Archiver) Pass(ctx context.Context, all bool) error {
 	defer unlock()
 	var failed error
 	for _, log := range Logs(a.Store) {
+		if a.Mine != nil && !a.Mine(log) {
+			continue
+		}
 		err := a.archive(ctx, log, all)
 		if err == nil {
 			err = a.trim(ctx, log)

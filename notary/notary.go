@@ -74,6 +74,19 @@ func (n *Notary) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
+// Signs reports whether this process is the one that signs a log. One that is not
+// sealed goes with the ledger.
+func (n *Notary) Signs(log string) bool {
+	for _, name := range []string{log, eventstore.Ledger} {
+		for _, s := range n.logs {
+			if s.name == name {
+				return s.signsNow()
+			}
+		}
+	}
+	return false
+}
+
 // Status is where a log's seal is.
 type Status struct {
 	Log       string    `json:"log"`

@@ -121,6 +121,7 @@ func (s *server) startArchiver(ctx context.Context, group *errgroup.Group) error
 	if err != nil {
 		return err
 	}
+	archiver.Mine = s.notary.Signs // of several hosts, one works on a log
 	group.Go(func() error { return archiver.Run(ctx) })
 	return nil
 }
