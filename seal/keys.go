@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -180,10 +181,11 @@ type Verifiers struct {
 }
 
 // ParseVerifiers reads public keys in the form of C2SP signed-note: those of an
-// instance, and those of witnesses.
+// instance, and those of witnesses. One that is given twice counts once: a note
+// cannot be opened with two keys of one name and hash.
 func ParseVerifiers(log, witnesses []string) (Verifiers, error) {
 	var v Verifiers
-	for _, key := range log {
+	for _, key := range once(log) {
 		plain, err := note.NewVerifier(key)
 		if err != nil {
 			return v, fmt.Errorf("seal: %q is no public key of a log: %w", key, err)
@@ -194,7 +196,7 @@ func ParseVerifiers(log, witnesses []string) (Verifiers, error) {
 		}
 		v.Log = append(v.Log, plain, timed)
 	}
-	for _, key := range witnesses {
+	for _, key := range once(witnesses) {
 		w, err := tdnote.NewVerifierForCosignatureV1(key)
 		if err != nil {
 			return v, fmt.Errorf("seal: %q is no public key of a witness: %w", key, err)
@@ -202,4 +204,14 @@ func ParseVerifiers(log, witnesses []string) (Verifiers, error) {
 		v.Witnesses = append(v.Witnesses, w)
 	}
 	return v, nil
+}
+
+// once is the texts in their order, each of them once.
+func once(texts []string) (kept []string) {
+	for _, t := range texts {
+		if !slices.Contains(kept, t) {
+			kept = append(kept, t)
+		}
+	}
+	return kept
 }

@@ -18,7 +18,6 @@ import (
 	"postbook.dev/postbook/backup"
 	"postbook.dev/postbook/domain"
 	copied "postbook.dev/postbook/domain/backup"
-	"postbook.dev/postbook/domain/directory"
 	"postbook.dev/postbook/domain/email"
 	"postbook.dev/postbook/eventstore"
 	"postbook.dev/postbook/keyring"
@@ -355,7 +354,7 @@ func (r *restoring) inspect(ctx context.Context) (result restored, err error) {
 	result = restored{Backup: r.Backup, Made: r.At, Entries: r.Entries()}
 	cfg := r.cfg
 	cfg.Partitions = 0 // as many as there are
-	s := &server{cfg: cfg, log: slog.New(slog.DiscardHandler), directory: directory.New()}
+	s := newServer(cfg, slog.New(slog.DiscardHandler))
 	defer func() { err = errors.Join(err, s.stop()) }()
 	if err := s.openLog(ctx); err != nil {
 		return result, err

@@ -79,7 +79,7 @@ func TestTheLogProvesItself(t *testing.T) {
 	i.start("--quiet")
 	i.sealSays(t, "witnessed")
 	out, err := i.postbook("verify", "--log", "--key", ours, "--witness-key", key, "--copy", copies)
-	if err != nil || strings.Count(out, "; witnessed by ") != 7 || strings.Count(out, "NOT") != 0 || strings.Count(out, "fits 2 kept elsewhere") != 7 {
+	if err != nil || strings.Count(out, "; witnessed by ") != 7 || strings.Count(out, "NOT") != 0 || strings.Count(out, "fits 3 kept elsewhere") != 7 {
 		t.Fatalf("verify, beside the server: %v\n%s", err, out)
 	}
 

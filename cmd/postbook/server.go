@@ -128,6 +128,10 @@ func trim(ctx context.Context) error {
 	}
 }
 
+func newServer(cfg Config, log *slog.Logger) *server {
+	return &server{cfg: cfg, log: log, metrics: newMetrics(), directory: directory.New()}
+}
+
 // start brings everything up that serving needs. After an error, and at the end,
 // stop takes it down.
 func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
@@ -138,7 +142,7 @@ func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
-	s := &server{cfg: cfg, log: log, metrics: newMetrics(), directory: directory.New()}
+	s := newServer(cfg, log)
 	steps := []func(context.Context) error{
 		s.openArchive, s.openLog, s.missesArchive, s.openKeys, s.openNotary, s.openDatabase, s.openDelivery, s.openAPI, s.openConsole, s.listen, s.listenSMTP,
 	}
