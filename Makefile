@@ -29,8 +29,8 @@ test-race: need-test ## Run all tests with the race detector
 	go test -race -json -timeout 30m $(PKGS) | go run ./internal/testcount
 
 .PHONY: test-long
-test-long: need-test ## Run the suites that take long: 100 kills under load, 1,000 changes to a sealed log, 1,000 crashes
-	POSTBOOK_TEST_LONG=1 go test -json -tags conformance -timeout 60m ./cmd/postbook ./eventstore ./notary | go run ./internal/testcount
+test-long: need-test ## Run the suites that take long (an hour or two): kills by the fifty, tampering and crashes by the thousand
+	POSTBOOK_TEST_LONG=1 go test -json -tags conformance -timeout 150m ./cmd/postbook ./archive ./eventstore ./forensics ./notary ./workers | go run ./internal/testcount
 
 .PHONY: fuzz
 fuzz: ## Fuzz each parser for 30 seconds
