@@ -267,3 +267,21 @@ func (s *Store) unbound(ctx context.Context, settled jetstream.StreamConfig) err
 		}
 	}
 }
+
+// unboundOthers takes bounds away that another process has put on a stream to trim
+// it, and perhaps did not live to take away. That process is done with a bound as
+// soon as it holds, so that no moment is too early.
+func (s *Store) unboundOthers(ctx context.Context) {
+	for _, c := range s.streamConfigs() {
+		if !Archived(c.Name) {
+			continue
+		}
+		held, err := s.js.Stream(ctx, c.Name)
+		if err != nil || held.CachedInfo().Config.Discard == c.Discard {
+			continue // one that cannot be asked is asked again
+		}
+		if err := s.createStream(ctx, c); err != nil {
+			s.cfg.Log.Error("a stream is still bounded: what is appended pushes entries out", "log", c.Name, "error", err)
+		}
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/apikey"
@@ -390,6 +391,33 @@ func TestClusterRaisesReplicas(t *testing.T) {
 				t.Errorf("with %d asked for, %s has %d copies, want 3", asked, log, n)
 			}
 		}
+	}
+}
+
+// A process that trims a stream and dies in the middle leaves it bounded: another
+// one takes the bound away by itself, and so does whoever opens the log.
+func TestClusterTakesALeftOverBoundAway(t *testing.T) {
+	t.Parallel()
+	c := testenv.StartNATSCluster(t)
+	s := onCluster(t, c)
+	bounded := func() bool {
+		held := must(s.js.Stream(t.Context(), MailLog(0)))(t).CachedInfo().Config
+		return held.Discard != jetstream.DiscardNew || held.MaxMsgs > 0
+	}
+	bound := func() {
+		left := must(s.js.Stream(t.Context(), MailLog(0)))(t).CachedInfo().Config
+		left.Discard, left.MaxMsgs = jetstream.DiscardOld, 1000
+		must(s.js.UpdateStream(t.Context(), left))(t)
+		if !bounded() {
+			t.Fatal("the stream is not bounded")
+		}
+	}
+	bound()
+	eventually(t, "the bound is taken away", func() bool { return !bounded() })
+	bound()
+	onCluster(t, c)
+	if bounded() {
+		t.Error("the log was opened, and its stream is still bounded")
 	}
 }
 

@@ -194,7 +194,8 @@ func (s *Store) place(ctx context.Context, email uuid.UUID) (int, error) {
 	return s.Partition(email), nil
 }
 
-// keepLearning looks at the epochs now and then until ctx ends.
+// keepLearning looks now and then, until ctx ends, at what other processes may have
+// changed: the epochs, and the bounds of streams.
 func (s *Store) keepLearning(ctx context.Context) {
 	tick := time.NewTicker(learnEvery)
 	defer tick.Stop()
@@ -208,6 +209,7 @@ func (s *Store) keepLearning(ctx context.Context) {
 		if err := s.learn(asked); err != nil && ctx.Err() == nil && !errors.Is(err, ErrUnavailable) {
 			s.cfg.Log.Warn("the number of partitions was looked at", "error", err)
 		}
+		s.unboundOthers(asked)
 		cancel()
 	}
 }

@@ -79,6 +79,7 @@ func (s *Store) createStream(ctx context.Context, c jetstream.StreamConfig) erro
 func asExpected(there, c jetstream.StreamConfig) bool {
 	unlimited := func(n int64) int64 { return max(n, 0) } // the server says -1
 	return there.Replicas == c.Replicas && there.MaxAge == c.MaxAge && there.Duplicates == c.Duplicates &&
+		there.Discard == c.Discard && unlimited(there.MaxMsgs) == unlimited(c.MaxMsgs) &&
 		unlimited(there.MaxBytes) == unlimited(c.MaxBytes) && there.Metadata[partitionsKey] == c.Metadata[partitionsKey]
 }
 
