@@ -117,6 +117,38 @@ func (a *Archive) Logs(ctx context.Context) ([]string, error) {
 	return logs, nil
 }
 
+// Part is a segment that counts.
+type Part struct {
+	Log         string
+	First, Last uint64 // entries
+	Name        string // in the place
+	Bytes       int64
+	SHA256      string // as its manifest says
+}
+
+// Parts lists every segment of every log, as the place has them now.
+func (a *Archive) Parts(ctx context.Context) ([]Part, error) {
+	logs, err := a.Logs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var parts []Part
+	for _, log := range logs {
+		spans, err := a.list(ctx, log, true)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range spans {
+			m, err := a.manifest(ctx, log, s)
+			if err != nil {
+				return nil, err
+			}
+			parts = append(parts, Part{log, s.first, s.last, a.folder(log) + s.name() + segmentSuffix, m.Bytes, m.SHA256})
+		}
+	}
+	return parts, nil
+}
+
 // Extent is the first and the last entry of a log that is held.
 func (a *Archive) Extent(ctx context.Context, log string) (first, last uint64, err error) {
 	spans, err := a.list(ctx, log, false)

@@ -102,6 +102,10 @@ type Source struct {
 	Secrets map[string]string // name in the backup → path, of the keys that go with it; none leaves them out
 	Program string
 
+	// External lists what lies elsewhere and is needed beside the copies of streams:
+	// it is asked when these are made, so that what has left a stream is in it.
+	External func(ctx context.Context, copied []Stream) ([]File, error)
+
 	// Made is told once everything is copied, before the backup gets its name.
 	Made     func(m Manifest, manifest []byte) error
 	Progress func(what string) func(done, total uint64)
@@ -224,6 +228,11 @@ func (w *writer) write(ctx context.Context) error {
 	if err := w.streams(ctx); err != nil {
 		return err
 	}
+	external, err := w.Source.External(ctx, w.Manifest.Streams)
+	if err != nil {
+		return err
+	}
+	w.Manifest.External = append(w.Manifest.External, external...)
 	if err := w.secrets(); err != nil {
 		return err
 	}

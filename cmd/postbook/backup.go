@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"postbook.dev/postbook/archive"
 	"postbook.dev/postbook/backup"
 	copied "postbook.dev/postbook/domain/backup"
 	"postbook.dev/postbook/eventstore"
@@ -43,6 +44,13 @@ func (c backupCommand) Run(ctx context.Context, cfg Config, out output) error {
 		Store: store, SealDir: cfg.path(sealFolder), Keys: keys, Program: version, Progress: out.progress,
 		Made: func(m backup.Manifest, manifest []byte) error { return tellMade(ctx, store, m, manifest) },
 	}
+	held, err := openArchive(cfg)
+	if err != nil {
+		return err
+	}
+	from.External = func(ctx context.Context, copied []backup.Stream) ([]backup.File, error) {
+		return segmentsOf(ctx, held, copied)
+	}
 	if c.WithKeys {
 		from.Secrets = cfg.keyFiles()
 	}
@@ -62,12 +70,15 @@ func (c backupCommand) Run(ctx context.Context, cfg Config, out output) error {
 func (o output) backup(path string, m backup.Manifest, removed []string, took time.Duration) error {
 	result := map[string]any{
 		"path": path, "name": m.Name, "at": m.At, "entries": m.Entries(), "bytes": m.Bytes(), "streams": len(m.Streams), "keys": m.Keys,
-		"removed": removed, "seconds": took.Seconds(),
+		"external": len(m.External), "removed": removed, "seconds": took.Seconds(),
 	}
 	if printed, err := o.object(result); printed {
 		return err
 	}
 	fmt.Printf("%s\n%d entries of %d streams, %.1f MB, in %s\n", path, m.Entries(), len(m.Streams), float64(m.Bytes())/1e6, took.Round(time.Millisecond))
+	if len(m.External) > 0 {
+		fmt.Printf("It needs the archive beside it: %d segments are there and not in the backup.\n", len(m.External))
+	}
 	for _, name := range removed {
 		fmt.Printf("removed %s\n", name)
 	}
@@ -77,6 +88,29 @@ func (o output) backup(path string, m backup.Manifest, removed []string, took ti
 		fmt.Printf("It holds no keys. Keep copies of root.key, seal/%s and seal/%s, apart from it.\n", signingKeys, markKeyFile)
 	}
 	return nil
+}
+
+// segmentsOf are the segments of an archive that hold what had left the streams
+// when they were copied. What was archived since is in the copies as well.
+func segmentsOf(ctx context.Context, held *archive.Archive, copied []backup.Stream) ([]backup.File, error) {
+	if held == nil {
+		return nil, nil
+	}
+	parts, err := held.Parts(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list what is in the archive: %w", err)
+	}
+	last := map[string]uint64{}
+	for _, s := range copied {
+		last[s.Stream] = s.Last
+	}
+	var files []backup.File
+	for _, p := range parts {
+		if p.Last <= last[p.Log] {
+			files = append(files, backup.File{Name: p.Name, Bytes: p.Bytes, SHA256: p.SHA256})
+		}
+	}
+	return files, nil
 }
 
 // tellMade puts on record that everything was copied.

@@ -360,3 +360,70 @@ func TestKilledBackupsAndRestores(t *testing.T) {
 	}
 	t.Logf("%d rounds: %d backups and %d restores were cut off", rounds, cut, half)
 }
+
+// What has left the streams is in the archive, and a backup that needs it says so:
+// it is restored beside it, and not beside one that lacks something or goes further.
+func TestABackupNeedsItsArchive(t *testing.T) {
+	t.Parallel()
+	place := t.TempDir()
+	i := launch(t, "POSTBOOK_ARCHIVE="+place, "POSTBOOK_HOT_AGE=200ms", "POSTBOOK_HOT_SPARE=5")
+	var ids []string
+	for range 40 {
+		ids = append(ids, i.ask("POST", "/emails", hello("a@rcpt.test")).id(t))
+	}
+	for _, id := range ids {
+		i.lastEvent(id, "delivered")
+	}
+	i.stop()
+	i.start("--quiet") // its claims allow what came before them to go
+	testenv.Eventually(t, time.Minute, func() error {
+		for log, st := range i.archived(t) {
+			if strings.HasPrefix(log, "MAIL_") && st.Hot > 1 {
+				return nil
+			}
+		}
+		return errors.New("nothing has left a stream")
+	})
+	i.stop()
+	path := i.backup(t, t.TempDir(), "--with-keys")
+
+	without := i.elsewhere(t)
+	without.env = nil
+	if out, err := without.postbook("restore", path); err == nil || !strings.Contains(out, "set POSTBOOK_ARCHIVE") {
+		t.Errorf("restored without the archive: %v\n%s", err, out)
+	}
+	beside := i.elsewhere(t)
+	if out, err := beside.postbook("restore", path); err != nil {
+		t.Fatalf("restore: %v\n%s", err, out)
+	}
+	beside.verified(t)
+	i.give(t, beside, keptFile)
+	beside.start("--quiet")
+	for _, id := range ids {
+		beside.lastEvent(id, "delivered")
+	}
+	beside.stop()
+
+	// The first has gone on, and so has the archive: what comes into the second next
+	// would have the places of what is there.
+	i.start("--quiet")
+	testenv.Eventually(t, time.Minute, func() error {
+		i.ask("POST", "/emails", hello("b@rcpt.test")).id(t)
+		out, err := i.elsewhere(t).postbook("restore", path)
+		if err == nil || !strings.Contains(out, "and the backup ends at") {
+			return fmt.Errorf("restored beside an archive that goes further: %w\n%s", err, out)
+		}
+		return nil
+	})
+	i.stop()
+	segments, err := filepath.Glob(filepath.Join(place, "*", "*", "MAIL_*", "*-*.json"))
+	if err != nil || len(segments) == 0 {
+		t.Fatalf("there are no segments: %v", err)
+	}
+	if err := os.Remove(segments[0]); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := i.elsewhere(t).postbook("restore", path); err == nil || !strings.Contains(out, "the archive lacks ") {
+		t.Errorf("restored beside an archive with a segment missing: %v\n%s", err, out)
+	}
+}

@@ -117,6 +117,13 @@ func (r *restoring) run(ctx context.Context) error {
 	if err := r.seals(); err != nil {
 		return err
 	}
+	findings, err := r.archived(ctx)
+	if err != nil {
+		return err
+	}
+	if len(findings) > 0 {
+		return errors.Join(r.out.restore(restored{Backup: r.Backup, Findings: findings}), errUnsound)
+	}
 	// What somebody else has seen since is missing, of course. verify says so later.
 	alone := r.cfg
 	alone.SealCopies = nil
@@ -157,6 +164,9 @@ func (r *restoring) prepare(ctx context.Context) error {
 	}
 	if err := r.keys(); err != nil {
 		return err
+	}
+	if len(r.External) > 0 && r.cfg.Archive == "" {
+		return fmt.Errorf("older entries are not in the backup, but in %d segments of the archive: set POSTBOOK_ARCHIVE to where these are", len(r.External))
 	}
 	mark, err := json.Marshal(map[string]any{"backup": r.Backup, "begun": r.begun})
 	if err != nil {
@@ -348,6 +358,42 @@ func (r *restoring) seals() error {
 	return nil
 }
 
+// archived looks whether the archive has the segments that the backup needs, and
+// none that go further: what comes into the log next would have their places.
+func (r *restoring) archived(ctx context.Context) (findings []string, err error) {
+	if r.cfg.Archive == "" {
+		return nil, nil
+	}
+	held, err := openArchive(r.cfg)
+	if err != nil {
+		return nil, err
+	}
+	parts, err := held.Parts(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list what is in the archive: %w", err)
+	}
+	last := map[string]uint64{}
+	for _, s := range r.Streams {
+		last[s.Stream] = s.Last
+	}
+	there := map[string]string{}
+	for _, p := range parts {
+		there[p.Name] = p.SHA256
+		if p.Last > last[p.Log] {
+			findings = append(findings, fmt.Sprintf("the archive holds %s up to %d, and the backup ends at %d: move %s and all later segments of this log aside, with their manifests", p.Log, p.Last, last[p.Log], p.Name))
+		}
+	}
+	for _, f := range r.External {
+		switch sum, ok := there[f.Name]; {
+		case !ok:
+			findings = append(findings, fmt.Sprintf("the archive lacks %s", f.Name))
+		case sum != f.SHA256:
+			findings = append(findings, fmt.Sprintf("%s is not the segment that the backup needs", f.Name))
+		}
+	}
+	return findings, nil
+}
+
 // inspect looks whether what refers to something finds it, and puts on record that
 // the log was restored.
 func (r *restoring) inspect(ctx context.Context) (result restored, err error) {
@@ -356,6 +402,9 @@ func (r *restoring) inspect(ctx context.Context) (result restored, err error) {
 	cfg.Partitions = 0 // as many as there are
 	s := newServer(cfg, slog.New(slog.DiscardHandler))
 	defer func() { err = errors.Join(err, s.stop()) }()
+	if err := s.openArchive(ctx); err != nil {
+		return result, err
+	}
 	if err := s.openLog(ctx); err != nil {
 		return result, err
 	}
