@@ -69,7 +69,6 @@ type restoring struct {
 	out   output
 	raw   []byte // of the manifest
 	begun time.Time
-	found []string
 }
 
 // restored is what became of it.
