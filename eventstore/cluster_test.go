@@ -147,6 +147,9 @@ func (w *clusterLoad) acceptUntil(ctx context.Context) {
 // contests: it must never be told that it is fenced.
 func (w *clusterLoad) ownUntil(ctx context.Context, partition int) {
 	o, err := w.s.Own(ctx, partition, "owner")
+	for errors.Is(err, ErrUnavailable) && ctx.Err() == nil { // as a dispatcher does
+		o, err = w.s.Own(ctx, partition, "owner")
+	}
 	if err != nil {
 		w.t.Errorf("own: %v", err)
 		return

@@ -22,7 +22,6 @@ type NATSCluster struct {
 	nodes   [clusterSize]*server.Server
 	clients [clusterSize]*wire
 	routes  [clusterSize][clusterSize]*wire // from, to
-	ports   [clusterSize]struct{ client, route int }
 }
 
 const clusterSize = 3
@@ -33,13 +32,12 @@ func StartNATSCluster(t testing.TB) *NATSCluster {
 	t.Helper()
 	c := &NATSCluster{t: t, dir: t.TempDir()}
 	for n := range c.nodes {
-		c.ports[n].client, c.ports[n].route = freePort(t), freePort(t)
-		c.clients[n] = newWire(t, c.ports[n].client)
+		c.clients[n] = newWire(t)
 	}
 	for from := range c.nodes {
 		for to := range c.nodes {
 			if from != to {
-				c.routes[from][to] = newWire(t, c.ports[to].route)
+				c.routes[from][to] = newWire(t)
 			}
 		}
 	}
@@ -63,7 +61,8 @@ func StartNATSCluster(t testing.TB) *NATSCluster {
 	return c
 }
 
-// Start starts a node, on what it had before.
+// Start starts a node, on what it had before. It takes any ports, each time: one that
+// was found free before may be somebody else's by now. The wires lead there.
 func (c *NATSCluster) Start(n int) {
 	c.t.Helper()
 	var routes []*url.URL
@@ -73,9 +72,9 @@ func (c *NATSCluster) Start(n int) {
 		}
 	}
 	s, err := server.NewServer(&server.Options{
-		ServerName: fmt.Sprintf("node-%d", n), Host: "127.0.0.1", Port: c.ports[n].client, ClientAdvertise: c.clients[n].addr(),
+		ServerName: fmt.Sprintf("node-%d", n), Host: "127.0.0.1", Port: server.RANDOM_PORT, ClientAdvertise: c.clients[n].addr(),
 		// What servers tell each other of leads nowhere: they know each other by the wires alone.
-		Cluster: server.ClusterOpts{Name: "postbook", Host: "127.0.0.1", Port: c.ports[n].route, Advertise: "127.0.0.1:1", PoolSize: -1},
+		Cluster: server.ClusterOpts{Name: "postbook", Host: "127.0.0.1", Port: server.RANDOM_PORT, Advertise: "127.0.0.1:1", PoolSize: -1},
 		Routes:  routes, JetStream: true, StoreDir: filepath.Join(c.dir, fmt.Sprint(n)), SyncAlways: true,
 		NoSigs: true, NoLog: true, DisableJetStreamBanner: true,
 	})
@@ -86,6 +85,12 @@ func (c *NATSCluster) Start(n int) {
 	s.Start()
 	if !s.ReadyForConnections(20 * time.Second) {
 		c.t.Fatalf("node %d does not start", n)
+	}
+	c.clients[n].lead(s.Addr().String())
+	for from := range c.nodes {
+		if from != n {
+			c.routes[from][n].lead(s.ClusterAddr().String())
+		}
 	}
 }
 
@@ -154,23 +159,23 @@ func (c *NATSCluster) Leader(stream string) int {
 	return -1
 }
 
-// wire carries connections to a port of this host, until it is cut: then it holds
-// what it is given.
+// wire carries connections to an address, until it is cut: then it holds what it is
+// given.
 type wire struct {
 	listener net.Listener
-	to       string
 
 	mu    sync.Mutex
+	to    string        // empty until it leads somewhere: then whoever connects is sent away
 	whole chan struct{} // closed unless the wire is cut
 }
 
-func newWire(t testing.TB, port int) *wire {
+func newWire(t testing.TB) *wire {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &wire{listener: l, to: fmt.Sprintf("127.0.0.1:%d", port), whole: make(chan struct{})}
+	w := &wire{listener: l, whole: make(chan struct{})}
 	close(w.whole)
 	t.Cleanup(func() { l.Close() })
 	go func() {
@@ -186,6 +191,13 @@ func newWire(t testing.TB, port int) *wire {
 }
 
 func (w *wire) addr() string { return w.listener.Addr().String() }
+
+// lead says where the wire leads from now on.
+func (w *wire) lead(to string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.to = to
+}
 
 func (w *wire) cut(cut bool) {
 	w.mu.Lock()
@@ -213,7 +225,10 @@ func (w *wire) untilWhole() {
 func (w *wire) carry(near net.Conn) {
 	defer near.Close()
 	w.untilWhole()
-	far, err := net.Dial("tcp", w.to)
+	w.mu.Lock()
+	to := w.to
+	w.mu.Unlock()
+	far, err := net.Dial("tcp", to)
 	if err != nil {
 		return
 	}
