@@ -174,7 +174,7 @@ const settled = 5 * time.Second
 
 // onDisk is the last entry of a log that a power failure does not take back.
 func (a *Archiver) onDisk(ctx context.Context, log string) (uint64, error) {
-	if !a.Store.Local() {
+	if !a.Store.Alone() {
 		return a.Store.Before(ctx, log, a.Now().Add(-settled))
 	}
 	head, err := a.Store.Head(ctx, log)
@@ -494,25 +494,20 @@ func (a *Archiver) inStream(ctx context.Context, log string, s span) ([]seal.Has
 	return leaves, err
 }
 
-// lock waits until no other process works on the archive. The kernel gives a lock
-// up when its process ends.
+// lock waits until no other process works on the archive.
 func lock(ctx context.Context, path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("archive: lock: %w", err)
-	}
 	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		f, err := seal.LockFile(path)
 		if err == nil {
 			return func() { _ = f.Close() }, nil
 		}
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, errors.Join(fmt.Errorf("archive: lock %s: %w", path, err), f.Close())
+			return nil, fmt.Errorf("archive: %w", err)
 		}
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), f.Close())
+			return nil, ctx.Err()
 		}
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"postbook.dev/postbook/seal"
 )
 
 // Place is where segments lie: a directory, or a bucket. Names are paths with
@@ -89,7 +91,7 @@ func (d directory) put(name string, data []byte) error {
 	if err := os.Rename(f.Name(), d.path(name)); err != nil {
 		return err
 	}
-	return syncFolder(folder)
+	return seal.SyncDir(folder)
 }
 
 // make makes a folder and those above it, each durable before the next.
@@ -105,20 +107,12 @@ func (d directory) make(folder string) error {
 		if err := os.Mkdir(filepath.Join(at, step), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		if err := syncFolder(at); err != nil {
+		if err := seal.SyncDir(at); err != nil {
 			return err
 		}
 		at = filepath.Join(at, step)
 	}
 	return nil
-}
-
-func syncFolder(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 func (d directory) Get(_ context.Context, name string, off, n int64) ([]byte, error) {

@@ -138,17 +138,17 @@ func Make(ctx context.Context, from Source, folder string) (Manifest, error) {
 	if err := os.Rename(w.dir, filepath.Join(folder, w.Name)); err != nil {
 		return Manifest{}, fmt.Errorf("backup: give it its name: %w", err)
 	}
-	return w.Manifest, syncDir(folder)
+	return w.Manifest, seal.SyncDir(folder)
 }
 
 // lockFolder keeps two backups from removing each other's files.
 func lockFolder(folder string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(folder, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := seal.LockFile(filepath.Join(folder, ".lock"))
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil, fmt.Errorf("backup: another one is being made in %s: %w", folder, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("backup: lock the folder: %w", err)
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("backup: another one is being made in %s: %w", folder, err), f.Close())
 	}
 	return f, nil
 }
@@ -349,7 +349,7 @@ func (w *writer) list() error {
 			return err
 		}
 		if d.IsDir() {
-			return syncDir(path)
+			return seal.SyncDir(path)
 		}
 		name, err := filepath.Rel(w.dir, path)
 		if err != nil {
@@ -370,12 +370,4 @@ func fileAt(dir, name string) (File, error) {
 	h := sha256.New()
 	n, err := io.Copy(h, f)
 	return File{name, n, hex.EncodeToString(h.Sum(nil))}, err
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -278,9 +278,6 @@ func (s *Store) Close() error {
 // so it belongs in no log line and in no process argument.
 func (s *Store) URL() string { return s.url }
 
-// Local reports whether the server runs in this process.
-func (s *Store) Local() bool { return s.local != nil }
-
 // MailLogs names the logs of all partitions, in order.
 func (s *Store) MailLogs() []string {
 	logs := make([]string, s.Partitions())

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sort"
 	"strings"
 
 	"github.com/google/uuid"
@@ -243,13 +242,7 @@ func (r *Replay) diffEmails(ctx context.Context, d *Difference, a, b *State, mos
 		d.Moves = append(d.Moves, Move{move[0], move[1], n})
 	}
 	slices.SortFunc(d.Moves, func(a, b Move) int { return b.Emails - a.Emails })
-	sort.Slice(changed, func(i, k int) bool {
-		x, y := &b.emails[changed[i].part].rows[changed[i].row], &b.emails[changed[k].part].rows[changed[k].row]
-		if x.created != y.created {
-			return x.created > y.created
-		}
-		return bytes.Compare(x.id[:], y.id[:]) > 0
-	})
+	b.newestFirst(changed)
 	d.More = max(0, len(changed)-most)
 	for _, at := range changed[:min(most, len(changed))] {
 		now := b.emails[at.part].email(at.row)

@@ -180,6 +180,17 @@ func (p part) email(i int) Email {
 	return Email{row.id, p.account, c.Created, c.Last, c.Scheduled, p.log, c.Seq, row.first}
 }
 
+// newestFirst orders places of emails as the read models list them.
+func (s *State) newestFirst(all []place) {
+	sort.Slice(all, func(i, k int) bool {
+		a, b := &s.emails[all[i].part].rows[all[i].row], &s.emails[all[k].part].rows[all[k].row]
+		if a.created != b.created {
+			return a.created > b.created
+		}
+		return bytes.Compare(a.id[:], b.id[:]) > 0
+	})
+}
+
 // Emails are the emails that there were, the newest first, at most so many; all with
 // a negative number.
 func (s *State) Emails(most int) []Email {
@@ -189,13 +200,7 @@ func (s *State) Emails(most int) []Email {
 			all = append(all, place{i, k})
 		}
 	}
-	sort.Slice(all, func(i, k int) bool {
-		a, b := &s.emails[all[i].part].rows[all[i].row], &s.emails[all[k].part].rows[all[k].row]
-		if a.created != b.created {
-			return a.created > b.created
-		}
-		return bytes.Compare(a.id[:], b.id[:]) > 0
-	})
+	s.newestFirst(all)
 	if most >= 0 && most < len(all) {
 		all = all[:most]
 	}

@@ -53,11 +53,8 @@ type benchRun struct {
 // that it could reach at best: what counts are the ratios, because machines
 // differ. The clients and the receiving end run on the same cores.
 func (c benchRun) Run(ctx context.Context, out output) error {
-	dir, err := os.MkdirTemp(".", ".bench-")
+	dir, err := benchDir()
 	if err != nil {
-		return err
-	}
-	if dir, err = filepath.Abs(dir); err != nil {
 		return err
 	}
 	if !c.KeepData {
@@ -72,6 +69,15 @@ func (c benchRun) Run(ctx context.Context, out output) error {
 		return err
 	}
 	return nil
+}
+
+// benchDir makes a folder for what is measured: here, where the disk is that counts.
+func benchDir() (string, error) {
+	dir, err := os.MkdirTemp(".", ".bench-")
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(dir)
 }
 
 type bench struct {

@@ -29,11 +29,8 @@ type benchBaseline struct {
 
 // Run measures the log beside a plain events table in PostgreSQL.
 func (c benchBaseline) Run(ctx context.Context, out output) error {
-	dir, err := os.MkdirTemp(".", ".bench-")
+	dir, err := benchDir()
 	if err != nil {
-		return err
-	}
-	if dir, err = filepath.Abs(dir); err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)

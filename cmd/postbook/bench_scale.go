@@ -30,11 +30,8 @@ type benchScale struct {
 // models again, verifying. Each step is the program as an operator runs it, a
 // process of its own on a data directory that nothing else uses.
 func (c benchScale) Run(ctx context.Context, out output) error {
-	dir, err := os.MkdirTemp(".", ".bench-")
+	dir, err := benchDir()
 	if err != nil {
-		return err
-	}
-	if dir, err = filepath.Abs(dir); err != nil {
 		return err
 	}
 	if !c.KeepData {

@@ -564,9 +564,5 @@ func (r *restoring) end() error {
 	if err := os.Remove(r.cfg.path(restoringFile)); err != nil {
 		return fmt.Errorf("end the restore: %w", err)
 	}
-	d, err := os.Open(r.cfg.DataDir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return seal.SyncDir(r.cfg.DataDir)
 }

@@ -115,19 +115,17 @@ func (s *server) openNotary(ctx context.Context) error {
 // headsBucket holds the newest head of each log that several processes seal.
 const headsBucket = "seal-heads"
 
-// lockSeal keeps two processes from sealing in one folder. The kernel gives the
-// lock up when the process ends.
+// lockSeal keeps two processes from sealing in one folder.
 func lockSeal(cfg Config) (*os.File, error) {
 	if err := os.MkdirAll(cfg.path(sealFolder), 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of the seal: %w", err)
 	}
-	f, err := os.OpenFile(cfg.sealPath("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := seal.LockFile(cfg.sealPath("lock"))
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil, fmt.Errorf("the seal in %s is kept by another process: give each process with the role workers a data directory of its own: %w", cfg.path(sealFolder), err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the seal: %w", err)
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close() // nothing was written
-		return nil, fmt.Errorf("the seal in %s is kept by another process: give each process with the role workers a data directory of its own: %w", cfg.path(sealFolder), err)
 	}
 	return f, nil
 }

@@ -138,12 +138,13 @@ func decide(s State, c Command) ([]Event, error) {
 }
 
 func decidePlace(s State, c PlaceHold) ([]Event, error) {
+	_, placed := s.Holds[c.Authority.Command]
 	switch {
 	case !c.Known:
 		return nil, errNoAccount
 	case s.Gone, c.Recipient != "" && s.pending(c.Recipient):
 		return nil, domain.Refuse(domain.Erased, "What the hold would keep is erased already, or is being erased.")
-	case slices.Contains(slices.Collect(maps.Keys(s.Holds)), c.Authority.Command):
+	case placed:
 		return nil, nil
 	}
 	return []Event{HoldPlaced{Hold: c.Authority.Command, Recipient: c.Recipient}}, nil
