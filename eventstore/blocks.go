@@ -105,14 +105,9 @@ func (b *Blocks) Count() int { return len(b.files) }
 // valid until each returns. A block may be read beside others.
 func (b *Blocks) Read(ctx context.Context, n int, each func(Entry) error) error {
 	number := b.files[n]
-	data, err := os.ReadFile(filepath.Join(b.dir, strconv.Itoa(number)+blockExtension))
+	data, sum, err := b.load(n)
 	if err != nil {
-		return fmt.Errorf("eventstore: read a block of %s: %w", b.log, err)
-	}
-	key := sha256.Sum256(fmt.Appendf(nil, "%s-%d", b.log, number))
-	sum, err := highwayhash.New64(key[:])
-	if err != nil {
-		return fmt.Errorf("eventstore: read a block of %s: %w", b.log, err)
+		return err
 	}
 	last := n == len(b.files)-1
 	for len(data) > 0 {
@@ -141,6 +136,25 @@ func (b *Blocks) Read(ctx context.Context, n int, each func(Entry) error) error 
 	return nil
 }
 
+// load reads the nth block file, and makes the hash of its records.
+func (b *Blocks) load(n int) ([]byte, hash.Hash64, error) {
+	data, err := os.ReadFile(b.path(n))
+	if err != nil {
+		return nil, nil, fmt.Errorf("eventstore: read a block of %s: %w", b.log, err)
+	}
+	key := sha256.Sum256(fmt.Appendf(nil, "%s-%d", b.log, b.files[n]))
+	sum, err := highwayhash.New64(key[:])
+	if err != nil {
+		return nil, nil, fmt.Errorf("eventstore: read a block of %s: %w", b.log, err)
+	}
+	return data, sum, nil
+}
+
+// path is the nth block file.
+func (b *Blocks) path(n int) string {
+	return filepath.Join(b.dir, strconv.Itoa(b.files[n])+blockExtension)
+}
+
 // record is the bytes of one record: head, and what follows it.
 type record []byte
 
@@ -160,19 +174,25 @@ func cutRecord(data *[]byte) (record, bool) {
 
 var errNoEntry = errors.New("the record keeps a place")
 
-// entry reads a record. Its checksum is part of what is checked.
-func (r record) entry(log string, sum hash.Hash64) (Entry, error) {
-	seq := binary.LittleEndian.Uint64(r[4:])
-	e := Entry{Position: domain.Position{Log: log}} // without a place until it is known to be sound
-	subjectEnd := recordHead + int(binary.LittleEndian.Uint16(r[20:]))
-	end := len(r) - recordSum
-	bodyStart := subjectEnd
-	withHeader := binary.LittleEndian.Uint32(r)&hasHeader != 0
+// seq is the record's sequence, with the bits that say what it is.
+func (r record) seq() uint64 { return binary.LittleEndian.Uint64(r[4:]) }
+
+// layout says where the subject ends, and where header and body begin.
+func (r record) layout() (subjectEnd, bodyStart int, withHeader bool) {
+	subjectEnd = recordHead + int(binary.LittleEndian.Uint16(r[20:]))
+	withHeader = binary.LittleEndian.Uint32(r)&hasHeader != 0
 	if withHeader {
-		bodyStart += 4
+		return subjectEnd, subjectEnd + 4, true
 	}
+	return subjectEnd, subjectEnd, false
+}
+
+// check holds a record against its checksum.
+func (r record) check(sum hash.Hash64) error {
+	subjectEnd, bodyStart, _ := r.layout()
+	end := len(r) - recordSum
 	if bodyStart > end {
-		return e, fmt.Errorf("%w: its lengths do not fit", ErrDamaged)
+		return fmt.Errorf("%w: its lengths do not fit", ErrDamaged)
 	}
 	sum.Reset()
 	sum.Write(r[4:20])
@@ -180,11 +200,23 @@ func (r record) entry(log string, sum hash.Hash64) (Entry, error) {
 	sum.Write(r[bodyStart:end])
 	var made [recordSum]byte
 	if !bytes.Equal(sum.Sum(made[:0]), r[end:]) {
-		return e, fmt.Errorf("%w: its checksum does not hold", ErrDamaged)
+		return fmt.Errorf("%w: its checksum does not hold", ErrDamaged)
 	}
+	return nil
+}
+
+// entry reads a record. Its checksum is part of what is checked.
+func (r record) entry(log string, sum hash.Hash64) (Entry, error) {
+	e := Entry{Position: domain.Position{Log: log}} // without a place until it is known to be sound
+	if err := r.check(sum); err != nil {
+		return e, err
+	}
+	seq := r.seq()
 	if seq == 0 || seq&(wasErased|isTombstone) != 0 {
 		return e, errNoEntry
 	}
+	subjectEnd, bodyStart, withHeader := r.layout()
+	end := len(r) - recordSum
 	e.Seq, e.Time = seq, time.Unix(0, int64(binary.LittleEndian.Uint64(r[12:]))).UTC()
 	if withHeader {
 		length := int(binary.LittleEndian.Uint32(r[subjectEnd:]))

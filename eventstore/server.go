@@ -63,6 +63,9 @@ func (e *embedded) start(c Config) (err error) {
 	if e.lock, err = lockDir(c.Dir); err != nil {
 		return err
 	}
+	if err = wipeDeleted(c.Dir, Keysets, c.fsync); err != nil {
+		return err
+	}
 	if e.password, err = credentials(filepath.Join(c.Dir, "credentials")); err != nil {
 		return err
 	}
