@@ -48,6 +48,9 @@ func writeUntilKilled(dir string) error {
 		Store: store, Dir: filepath.Join(dir, "seal"), Keys: keys, MarkKey: mark, Now: time.Now, Log: quiet, SignEvery: 5 * time.Millisecond,
 		Found: func(_ context.Context, f seal.Finding) { fmt.Println("found:", f) },
 	})
+	if err := notes.Begin(); err != nil {
+		return err
+	}
 	go func() { fmt.Println("error:", notes.Run(ctx)) }()
 	fmt.Println("ready")
 	for {

@@ -64,6 +64,25 @@ func New(c Config) *Notary {
 	return n
 }
 
+// Begin signs a head of nothing for each log that has none yet. It comes before
+// anything is written: then a log whose entries no head covers is one whose head
+// was removed, and not one of a process that was killed before its first second.
+func (n *Notary) Begin() error {
+	for _, s := range n.logs {
+		l, err := s.open()
+		if errors.Is(err, seal.ErrBroken) {
+			continue // Run says so
+		}
+		if err != nil {
+			return err
+		}
+		if err := l.Close(); err != nil {
+			return fmt.Errorf("notary: close the seal of %s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
 // Run seals until ctx ends. A log whose seal is broken is left as it is, for
 // somebody to look at; the others go on.
 func (n *Notary) Run(ctx context.Context) error {
@@ -154,9 +173,13 @@ func (s *sealed) run(ctx context.Context) error {
 	}
 }
 
+func (s *sealed) open() (*seal.Log, error) {
+	return seal.OpenLog(filepath.Join(s.notary.Dir, s.name), s.name, s.notary.Keys)
+}
+
 func (s *sealed) once(ctx context.Context) error {
 	n := s.notary
-	l, err := seal.OpenLog(filepath.Join(n.Dir, s.name), s.name, n.Keys)
+	l, err := s.open()
 	if err != nil {
 		return err
 	}

@@ -109,7 +109,7 @@ func (s *server) openNotary(ctx context.Context) error {
 		c.Copies = append(c.Copies, p)
 	}
 	s.notary = notary.New(c)
-	return nil
+	return s.notary.Begin()
 }
 
 // headsBucket holds the newest head of each log that several processes seal.
