@@ -90,6 +90,13 @@ func (o *Owner) Seq() uint64 {
 // and after any other error, the owner has to read the log to learn what was
 // recorded.
 func (o *Owner) Append(ctx context.Context, commits ...Commit) ([][]domain.Recorded, error) {
+	return o.AppendWithin(ctx, 0, commits...)
+}
+
+// AppendWithin is Append that leaves the disk some time: its sync begins when
+// somebody else needs one, and within that time at the latest. Many appends that
+// are under way at once then share one.
+func (o *Owner) AppendWithin(ctx context.Context, within time.Duration, commits ...Commit) ([][]domain.Recorded, error) {
 	if len(commits) == 0 {
 		return nil, nil
 	}
@@ -110,7 +117,8 @@ func (o *Owner) Append(ctx context.Context, commits ...Commit) ([][]domain.Recor
 	begun := time.Now()
 	var out []published
 	if s.local != nil {
-		out = s.publish(ctx, true, msgs...)
+		out = s.publish(ctx, false, msgs...)
+		s.waitForDisk(ctx, within, out)
 	} else {
 		out = o.oneByOne(ctx, msgs)
 	}

@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -101,6 +102,7 @@ type Store struct {
 	url     string
 	streams sync.Map // name → jetstream.Stream
 	recent  *recent
+	content *lru.Cache[uint64, []byte] // messages of content that were written or read last, by sequence
 
 	trimming sync.RWMutex // held while a stream is trimmed, and by what this process appends
 
@@ -141,7 +143,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.fsync == nil {
 		c.fsync = fdatasync
 	}
-	s := &Store{cfg: c, url: c.URL, recent: newRecent(), syncers: map[string]*syncer{}, done: make(chan struct{}), repartitioned: make(chan struct{})}
+	s := &Store{cfg: c, url: c.URL, recent: newRecent(), content: newContentCache(), syncers: map[string]*syncer{}, done: make(chan struct{}), repartitioned: make(chan struct{})}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -177,7 +179,7 @@ func (s *Store) reach() (err error) {
 			return err
 		}
 		s.url = s.local.url()
-		options = append(options, nats.UserInfo(serverUser, s.local.password))
+		options = append(options, nats.UserInfo(serverUser, s.local.password), nats.InProcessServer(s.local.server))
 	} else {
 		options = append(options, external()...)
 	}

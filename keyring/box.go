@@ -6,18 +6,56 @@ import (
 	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+
+	lru "github.com/hashicorp/golang-lru/v2"
 )
 
 // Account is the keys of one account.
 type Account struct {
 	id   string
 	keys *keyset
+
+	// derived holds keys that were used last: an email is sealed with its recipient's
+	// three times when it is taken in, and opened with all of its keys moments later.
+	// It goes when the keyset does, which is whenever anything in it was forgotten.
+	derived *lru.Cache[derivation, []byte]
+}
+
+type derivation struct {
+	class   Class
+	subject string
+}
+
+// maxDerived bounds the keys of one account that are kept, to about 16 kB.
+const maxDerived = 128
+
+func newAccount(id string, keys *keyset) *Account {
+	derived, err := lru.New[derivation, []byte](maxDerived)
+	if err != nil {
+		panic(err) // a size below one
+	}
+	return &Account{id: id, keys: keys, derived: derived}
+}
+
+// key derives the key of a subject, or returns ErrErased. It must not be changed.
+func (a *Account) key(class Class, subject string) ([]byte, error) {
+	of := derivation{class, subject}
+	if key, ok := a.derived.Get(of); ok {
+		return key, nil
+	}
+	key, err := a.keys.key(class, subject)
+	if err != nil {
+		return nil, err
+	}
+	a.derived.Add(of, key)
+	return key, nil
 }
 
 // Index is the blind index of an address: the same for the same address in the
@@ -81,7 +119,7 @@ func (a *Account) Seal(class Class, subject string, plain, aad []byte) ([]byte, 
 	if class == Recipient {
 		return a.SealAbout(class, subject, []string{subject}, plain, aad)
 	}
-	key, err := a.keys.key(class, subject)
+	key, err := a.key(class, subject)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +149,7 @@ func (a *Account) SealBeside(class Class, subject string, beside, plain, aad []b
 		return nil, err
 	}
 	if beside[0] == plainBox {
-		key, err := a.keys.key(class, subject)
+		key, err := a.key(class, subject)
 		if err != nil {
 			return nil, err
 		}
@@ -141,14 +179,14 @@ func (a *Account) sealAbout(class Class, subject string, people []person, plain,
 func (a *Account) keyAbout(class Class, subject string, people []person, head []byte) ([]byte, error) {
 	parts := []string{labelAbout, string(class), string(head)}
 	if class != Recipient {
-		key, err := a.keys.key(class, subject)
+		key, err := a.key(class, subject)
 		if err != nil {
 			return nil, err
 		}
 		parts = append(parts, string(key))
 	}
 	for _, p := range people {
-		key, err := a.keys.key(Recipient, p.name())
+		key, err := a.key(Recipient, p.name())
 		if err != nil {
 			return nil, err
 		}
@@ -194,16 +232,14 @@ func Plain(box []byte) bool { return len(box) > 0 && box[0] == plainBox }
 
 // seal encrypts plain with a key, after the head of its box.
 func seal(head, key, plain, aad []byte) ([]byte, error) {
-	gcm, err := gcmOf(key)
+	nonce := make([]byte, nonceSize)
+	_, _ = rand.Read(nonce) // never fails
+	gcm, commitment, err := lock(key, nonce)
 	if err != nil {
 		return nil, err
 	}
-	body := len(head) + nonceSize + commitSize
-	box := make([]byte, body, body+len(plain)+gcm.Overhead())
-	copy(box, head)
-	nonce := box[len(head) : len(head)+nonceSize]
-	_, _ = rand.Read(nonce) // never fails
-	copy(box[len(head)+nonceSize:], mac(key, labelCommit, string(nonce))[:commitSize])
+	box := make([]byte, 0, len(head)+nonceSize+commitSize+len(plain)+gcm.Overhead())
+	box = append(append(append(box, head...), nonce...), commitment...)
 	return gcm.Seal(box, nonce, plain, aad), nil
 }
 
@@ -220,7 +256,7 @@ func (a *Account) keyOf(class Class, subject string, box []byte) (key []byte, he
 	case err != nil:
 		return nil, 0, err
 	case box[0] == plainBox:
-		key, err = a.keys.key(class, subject)
+		key, err = a.key(class, subject)
 	default:
 		key, err = a.keyAbout(class, subject, people, box[:head])
 	}
@@ -238,12 +274,12 @@ func (a *Account) Open(_ context.Context, class Class, subject string, box, aad 
 		return nil, errNoBox
 	}
 	nonce := box[head : head+nonceSize]
-	if !hmac.Equal(box[head+nonceSize:body], mac(key, labelCommit, string(nonce))[:commitSize]) {
-		return nil, errors.New("keyring: the box was sealed with another key")
-	}
-	gcm, err := gcmOf(key)
+	gcm, commitment, err := lock(key, nonce)
 	if err != nil {
 		return nil, err
+	}
+	if !hmac.Equal(box[head+nonceSize:body], commitment) {
+		return nil, errors.New("keyring: the box was sealed with another key")
 	}
 	plain, err := gcm.Open(nil, nonce, box[body:], aad)
 	if err != nil {
@@ -252,8 +288,19 @@ func (a *Account) Open(_ context.Context, class Class, subject string, box, aad 
 	return plain, nil
 }
 
+// lock makes of a box's key what encrypts it, and the commitment to the key.
+func lock(key, nonce []byte) (cipher.AEAD, []byte, error) {
+	h := hmac.New(sha256.New, key) // once for both: it costs as much as what is sealed
+	h.Write([]byte(labelEncrypt))
+	gcm, err := gcmOf(h.Sum(nil))
+	h.Reset()
+	h.Write([]byte(labelCommit))
+	h.Write(nonce)
+	return gcm, h.Sum(nil)[:commitSize], err
+}
+
 func gcmOf(key []byte) (cipher.AEAD, error) {
-	block, err := aes.NewCipher(mac(key, labelEncrypt))
+	block, err := aes.NewCipher(key)
 	if err != nil {
 		return nil, err
 	}

@@ -124,7 +124,7 @@ func (r *fileRoot) Wrap(_ context.Context, plain, aad []byte) ([]byte, error) {
 	if err := r.reload(); err != nil {
 		return nil, err
 	}
-	gcm, err := gcmOf(r.held()[0])
+	gcm, err := gcmOf(mac(r.held()[0], labelEncrypt))
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +153,7 @@ func (r *fileRoot) Unwrap(_ context.Context, wrapped, aad []byte) ([]byte, error
 }
 
 func unwrap(key, wrapped, aad []byte) ([]byte, error) {
-	gcm, err := gcmOf(key)
+	gcm, err := gcmOf(mac(key, labelEncrypt))
 	if err != nil {
 		return nil, err
 	}

@@ -152,7 +152,7 @@ func (k *Keyring) Account(ctx context.Context, account string) (*Account, error)
 	if err != nil {
 		return nil, err
 	}
-	a = &Account{id: account, keys: keys}
+	a = newAccount(account, keys)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.changes != changes {

@@ -150,8 +150,7 @@ func (p *partition) remember(ctx context.Context, m *mail, state email.State) er
 		switch e := rec.Event.(type) {
 		case email.Accepted:
 			m.accepted = &e
-			m.origin = rec
-			m.origin.Event = nil
+			m.origin = originOf(rec)
 		case email.Prepared:
 			m.prepared = &e
 		}
@@ -226,7 +225,7 @@ func (p *partition) build(ctx context.Context, m *mail, due time.Time) ([]byte, 
 		return nil, fmt.Errorf("%w: %w", errBroken, err)
 	}
 	message.MessageID = m.accepted.MessageID
-	message.Date = m.origin.Time
+	message.Date = m.origin.at
 	if due.After(message.Date) {
 		message.Date = due
 	}
@@ -279,7 +278,7 @@ func (p *partition) store(ctx context.Context, m *mail, from directory.Sender, m
 	if err != nil {
 		return letter{}, err
 	}
-	refs, stored, err := p.d.Store.PutContent(ctx, m.account, [][]byte{sealed})
+	refs, stored, err := p.d.Store.PutContent(ctx, m.account, p.d.patience(), [][]byte{sealed})
 	if err != nil {
 		return letter{}, err
 	}

@@ -66,6 +66,21 @@ const tick = 200 * time.Millisecond
 // message counts as unknown.
 const drain = 30 * time.Second
 
+// sharing is how long a record waits for others to share a sync of the disk with,
+// when so many attempts are under way that some will come: half of what a server
+// does under load, beside signing, was to wait for the disk once more.
+const (
+	sharing = 20 * time.Millisecond
+	crowd   = 16
+)
+
+func (d *Dispatcher) patience() time.Duration {
+	if len(d.slots) < crowd {
+		return 0
+	}
+	return sharing
+}
+
 // Dispatcher hands over the emails of all partitions. Run owns each partition
 // while it lives: only the owner decides about the emails in it.
 type Dispatcher struct {

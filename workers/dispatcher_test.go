@@ -147,7 +147,7 @@ func (f *fixture) accept(to string) uuid.UUID {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	refs, wait, err := f.store.PutContent(f.t.Context(), "acme", [][]byte{[]byte(`{"text":"Hello."}`)})
+	refs, wait, err := f.store.PutContent(f.t.Context(), "acme", 0, [][]byte{[]byte(`{"text":"Hello."}`)})
 	if err = errors.Join(err, wait(f.t.Context())); err != nil {
 		f.t.Fatal(err)
 	}

@@ -28,13 +28,24 @@ type mail struct {
 	last     uint64 // sequence of its last commit
 	accepted *email.Accepted
 	prepared *email.Prepared
-	origin   domain.Recorded // without its event: what commands follow from
-	failures int             // to prepare it, in this life
+	origin   origin
+	failures int // to prepare it, in this life
 
 	// Of the agenda, under the partition's lock.
 	due     time.Time
 	expires time.Time
 	place   int // in the heap, -1 if not there
+}
+
+// origin is the acceptance, which all that is done about an email follows from. It
+// is all that memory keeps of it when many emails wait.
+type origin struct {
+	event, correlation uuid.UUID
+	at                 time.Time
+}
+
+func originOf(rec domain.Recorded) origin {
+	return origin{rec.ID, rec.By.Correlation, rec.Time}
 }
 
 // now is the state as it is at this moment. It does not change under the caller.
@@ -51,8 +62,7 @@ func (m *mail) fold(rec domain.Recorded) {
 	}
 	switch e := e.(type) {
 	case email.Accepted:
-		m.accepted, m.first, m.origin = &e, rec.Seq, rec
-		m.origin.Event = nil
+		m.accepted, m.first, m.origin = &e, rec.Seq, originOf(rec)
 	case email.Prepared:
 		m.prepared = &e
 	}
@@ -452,7 +462,7 @@ func (p *partition) decide(ctx context.Context, m *mail, c email.Command) ([]dom
 	commit.At = p.d.Now()
 	var recorded [][]domain.Recorded
 	for try, begun := 0, time.Now(); ; try++ {
-		recorded, err = p.owner.Append(ctx, commit)
+		recorded, err = p.owner.AppendWithin(ctx, p.d.patience(), commit)
 		if !errors.Is(err, eventstore.ErrUnavailable) || try == 20 || time.Since(begun) > recordWithin || ctx.Err() != nil {
 			break
 		}
@@ -496,7 +506,8 @@ func (p *partition) giveUp(ctx context.Context, m *mail, reason string) {
 
 // authority is that of the dispatcher, for a new command about an email.
 func (p *partition) authority(m *mail, now time.Time) domain.Authority {
-	by := domain.Following(m.origin, "dispatcher", "", now)
+	follows := domain.Recorded{ID: m.origin.event, By: domain.Authority{Correlation: m.origin.correlation}}
+	by := domain.Following(follows, "dispatcher", "", now)
 	by.Command = uuid.Must(uuid.NewV7())
 	return by
 }

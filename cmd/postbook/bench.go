@@ -46,6 +46,7 @@ type benchRun struct {
 	For      time.Duration `default:"5s" help:"How long each limit is measured."`
 	Clients  int           `default:"64" help:"Clients that send at once."`
 	Postfix  bool          `default:"true" negatable:"" help:"Also measure Postfix, if it is installed and this is root."`
+	Parts    []string      `default:"limits,intake,delivery" enum:"limits,intake,delivery" help:"What is measured: ${enum}. Without the limits there are no ratios."`
 	KeepData bool          `help:"Leave the data directories."`
 }
 
@@ -112,31 +113,46 @@ func (b *bench) tell(name string, value float64, unit, of string, limit float64)
 	fmt.Println()
 }
 
-func (b *bench) run(ctx context.Context) error {
-	appends, err := b.rawAppends()
-	if err != nil {
-		return err
-	}
-	b.tell("limit: append and fdatasync of 1.5 kB, alone", appends, "/s", "", 0)
-	signs, err := b.signatures()
-	if err != nil {
-		return err
-	}
-	b.tell("limit: RSA-2048 signatures, all cores", signs, "/s", "", 0)
+// limits are what the machine and a rival reach in this run; 0 is not known.
+type limits struct{ appends, signs, postfix float64 }
 
-	postfix := 0.0
-	if b.Postfix {
-		if postfix, err = b.postfix(ctx); err != nil {
-			fmt.Fprintln(os.Stderr, "Postfix is not measured:", err)
+// run measures the program as a process of its own: first taking mail in while none
+// can leave, then reading it back, then handing mail over.
+func (b *bench) run(ctx context.Context) (err error) {
+	var of limits
+	if slices.Contains(b.Parts, "limits") {
+		if of, err = b.limits(ctx); err != nil {
+			return err
 		}
 	}
-	if postfix > 0 {
-		b.tell("limit: Postfix, mails taken in and delivered", postfix, "/s", "", 0)
+	if slices.Contains(b.Parts, "intake") {
+		if err := b.takingIn(ctx, of); err != nil {
+			return err
+		}
 	}
-	if err := b.baseline(ctx); err != nil {
-		return err
+	if slices.Contains(b.Parts, "delivery") {
+		return b.handingOver(ctx, of)
 	}
-	return b.postbook(ctx, appends, signs, postfix)
+	return nil
+}
+
+func (b *bench) limits(ctx context.Context) (of limits, err error) {
+	if of.appends, err = b.rawAppends(); err != nil {
+		return of, err
+	}
+	b.tell("limit: append and fdatasync of 1.5 kB, alone", of.appends, "/s", "", 0)
+	if of.signs, err = b.signatures(); err != nil {
+		return of, err
+	}
+	b.tell("limit: RSA-2048 signatures, all cores", of.signs, "/s", "", 0)
+	if b.Postfix {
+		if of.postfix, err = b.postfix(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, "Postfix is not measured:", err)
+		} else {
+			b.tell("limit: Postfix, mails taken in and delivered", of.postfix, "/s", "", 0)
+		}
+	}
+	return of, b.baseline(ctx)
 }
 
 // rawAppends is how often a file of this disk can be appended to durably, by one
@@ -185,16 +201,7 @@ func (b *bench) signatures() (float64, error) {
 	return float64(n.Load()) / time.Since(begun).Seconds(), nil
 }
 
-// postbook measures this program, run as a process of its own: first taking mail
-// in while none can leave, then reading it back, then handing mail over.
-func (b *bench) postbook(ctx context.Context, appends, signs, postfix float64) error {
-	if err := b.takingIn(ctx, appends, postfix); err != nil {
-		return err
-	}
-	return b.handingOver(ctx, signs, postfix)
-}
-
-func (b *bench) takingIn(ctx context.Context, appends, postfix float64) error {
+func (b *bench) takingIn(ctx context.Context, of limits) error {
 	sink, err := startSink()
 	if err != nil {
 		return err
@@ -222,11 +229,11 @@ func (b *bench) takingIn(ctx context.Context, appends, postfix float64) error {
 		if err != nil {
 			return err
 		}
-		b.tell(load.name, got.rate, "/s", "one writer's appends", appends)
+		b.tell(load.name, got.rate, "/s", "one writer's appends", of.appends)
 		b.tell("  p50", float64(got.p50.Microseconds()), "µs", "", 0)
 		b.tell("  p99", float64(got.p99.Microseconds()), "µs", "", 0)
-		if postfix > 0 && load.clients > 1 {
-			b.tell("  against Postfix", got.rate, "/s", "Postfix", postfix)
+		if of.postfix > 0 && load.clients > 1 {
+			b.tell("  against Postfix", got.rate, "/s", "Postfix", of.postfix)
 		}
 	}
 	if err := b.projections(ctx, facts); err != nil {
@@ -241,7 +248,7 @@ func (b *bench) takingIn(ctx context.Context, appends, postfix float64) error {
 	return nil
 }
 
-func (b *bench) handingOver(ctx context.Context, signs, postfix float64) error {
+func (b *bench) handingOver(ctx context.Context, of limits) error {
 	sink, err := startSink()
 	if err != nil {
 		return err
@@ -262,9 +269,9 @@ func (b *bench) handingOver(ctx context.Context, signs, postfix float64) error {
 	if err != nil {
 		return err
 	}
-	b.tell("delivered to a sink, signed", delivered, "/s", "signatures", signs)
-	if postfix > 0 {
-		b.tell("  against Postfix", delivered, "/s", "Postfix", postfix)
+	b.tell("delivered to a sink, signed", delivered, "/s", "signatures", of.signs)
+	if of.postfix > 0 {
+		b.tell("  against Postfix", delivered, "/s", "Postfix", of.postfix)
 	}
 	return nil
 }

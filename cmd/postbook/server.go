@@ -17,6 +17,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	runtimemetrics "runtime/metrics"
 	"strings"
 	"time"
 
@@ -73,11 +74,33 @@ type server struct {
 }
 
 // The collector is told to work less often than it would with so small a heap, and
-// to work harder before the memory is used up that a small machine can spare.
+// to work harder before the memory is used up that a small machine can spare. What
+// is alive may outgrow that, with a million emails that wait: then the limit leaves
+// three quarters of it again, because a collector that runs all the time would take
+// half of the machine, and everything would be slower the more there is to do.
 const (
 	memoryLimit = 384 << 20 // bytes
 	gcPercent   = 300
 )
+
+// makeRoom raises the limit while more is alive than it was made for.
+func makeRoom(ctx context.Context) error {
+	alive := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	limit := int64(memoryLimit)
+	for {
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		runtimemetrics.Read(alive)
+		wanted := max(memoryLimit, int64(alive[0].Value.Uint64())*7/4)
+		if wanted > limit || wanted < limit*3/4 {
+			limit = wanted
+			debug.SetMemoryLimit(limit)
+		}
+	}
+}
 
 // syncing is how many processors more than the machine has the scheduler is told
 // of. A goroutine that waits for the disk in a system call keeps its processor
@@ -464,6 +487,9 @@ func (s *server) run(ctx context.Context, ready func(context.Context) error) err
 	group.Go(func() error { return s.vault.ring.Run(ctx) })
 	group.Go(func() error { return s.followLedger(ctx) })
 	group.Go(func() error { return trim(ctx) })
+	if os.Getenv("GOMEMLIMIT") == "" {
+		group.Go(func() error { return makeRoom(ctx) })
+	}
 	if s.cluster != nil {
 		group.Go(func() error { return s.keepCluster(ctx) })
 	}
