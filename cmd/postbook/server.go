@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/emersion/go-smtp"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -74,19 +75,30 @@ type server struct {
 }
 
 // The collector is told to work less often than it would with so small a heap, and
-// to work harder before the memory is used up that a small machine can spare. What
-// is alive may outgrow that, with a million emails that wait: then the limit leaves
+// to work harder before the memory is used up that the machine can spare. What is
+// alive may outgrow that, with a million emails that wait: then the limit leaves
 // three quarters of it again, because a collector that runs all the time would take
 // half of the machine, and everything would be slower the more there is to do.
 const (
-	memoryLimit = 384 << 20 // bytes
+	memoryLimit = 384 << 20 // bytes; of a small machine
+	memoryShare = 32        // of the memory of a larger one, or of its container, this part
 	gcPercent   = 300
 )
+
+// spare is the memory that the collector need not save.
+func spare() int64 {
+	all, err := memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)()
+	if err != nil {
+		return memoryLimit
+	}
+	return max(memoryLimit, int64(all/memoryShare))
+}
 
 // makeRoom raises the limit while more is alive than it was made for.
 func makeRoom(ctx context.Context) error {
 	alive := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	limit := int64(memoryLimit)
+	least := spare()
+	limit := least
 	for {
 		select {
 		case <-time.After(time.Second):
@@ -94,7 +106,7 @@ func makeRoom(ctx context.Context) error {
 			return ctx.Err()
 		}
 		runtimemetrics.Read(alive)
-		wanted := max(memoryLimit, int64(alive[0].Value.Uint64())*7/4)
+		wanted := max(least, int64(alive[0].Value.Uint64())*7/4)
 		if wanted > limit || wanted < limit*3/4 {
 			limit = wanted
 			debug.SetMemoryLimit(limit)
@@ -111,7 +123,7 @@ const syncing = 4
 // tune sets what the environment does not.
 func tune() {
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit)
+		debug.SetMemoryLimit(spare())
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
