@@ -84,6 +84,8 @@ var Authorities = Table{
 	"kek.start_rotation":  {operatorAtHost},
 	"kek.finish_rotation": {theSystem, operatorAtHost},
 
+	"partitioning.change": {operatorAtHost},
+
 	"seal.report": {theSystem, operatorAtHost},
 	"seal.rotate": {operatorAtHost},
 

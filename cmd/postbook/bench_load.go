@@ -58,6 +58,10 @@ func (c benchLoad) Run(ctx context.Context, cfg Config, out output) error {
 	if err != nil {
 		return err
 	}
+	of, err := c.putContents(ctx, store, ids[0])
+	if err != nil {
+		return err
+	}
 	group, filling := errgroup.WithContext(ctx)
 	parts := store.Partitions()
 	progress := out.progress("events")
@@ -67,7 +71,7 @@ func (c benchLoad) Run(ctx context.Context, cfg Config, out output) error {
 			if p < c.Events%parts {
 				share++
 			}
-			return c.fill(filling, store, p, share, ids, func(done int) {
+			return c.fill(filling, store, p, share, ids, of, func(done int) {
 				if p == 0 {
 					progress(uint64(done*parts), uint64(c.Events))
 				}
@@ -101,6 +105,19 @@ func (c benchLoad) openAccounts(ctx context.Context, store *eventstore.Store) ([
 		}
 	}
 	return ids, nil
+}
+
+// contents are what the emails of a load share: one body and one message, so that
+// references lead somewhere, and the disk is not filled with noise.
+type contents struct{ body, message domain.ContentRef }
+
+func (c benchLoad) putContents(ctx context.Context, store *eventstore.Store, account string) (contents, error) {
+	r := rand.New(rand.NewPCG(c.Seed, 1<<32))
+	refs, onDisk, err := store.PutContent(ctx, account, 0, [][]byte{noise(r, 1500), noise(r, 2400)})
+	if err != nil {
+		return contents{}, err
+	}
+	return contents{refs[0], refs[1]}, onDisk(ctx)
 }
 
 // loadBegins is when the first email of a load was accepted.
@@ -138,7 +155,7 @@ const together = 500
 
 // fill makes events in a partition: accepted, prepared, attempted, and in the end
 // delivered or, for one of fifty, bounced.
-func (c benchLoad) fill(ctx context.Context, store *eventstore.Store, partition, events int, accounts []string, progress func(done int)) error {
+func (c benchLoad) fill(ctx context.Context, store *eventstore.Store, partition, events int, accounts []string, of contents, progress func(done int)) error {
 	r := rand.New(rand.NewPCG(c.Seed, uint64(partition)+1))
 	owner, err := store.Own(ctx, partition, "load")
 	if err != nil {
@@ -153,7 +170,7 @@ func (c benchLoad) fill(ctx context.Context, store *eventstore.Store, partition,
 			if store.Partition(id) != partition {
 				continue
 			}
-			for n, commit := range lifeOf(r, id, accounts[r.IntN(len(accounts))], at) {
+			for n, commit := range lifeOf(r, id, accounts[r.IntN(len(accounts))], at, of) {
 				if left := events - done; left < len(commit.Events) {
 					commit.Events = commit.Events[:left]
 				}
@@ -184,21 +201,18 @@ func (c benchLoad) fill(ctx context.Context, store *eventstore.Store, partition,
 	return nil
 }
 
-func lifeOf(r *rand.Rand, id uuid.UUID, acc string, at time.Time) [3]eventstore.Commit {
-	of := email.Stream(acc, id)
+func lifeOf(r *rand.Rand, id uuid.UUID, acc string, at time.Time, of contents) [3]eventstore.Commit {
+	stream := email.Stream(acc, id)
 	by := func(kind domain.ActorKind, actor string, via domain.Via, at time.Time) domain.Authority {
 		return domain.Authority{
 			Actor: domain.Actor{Kind: kind, ID: actor}, Account: acc, Via: via, Auth: domain.KeyAuth, At: at, Command: randomID(r, at), Correlation: id,
 		}
 	}
-	content := func(size int) domain.ContentRef {
-		return domain.ContentRef{Parts: []domain.ContentPart{{Seq: 1 + r.Uint64N(1<<20), Len: size}}, SHA256: hex.EncodeToString(noise(r, 32)), Size: size}
-	}
 	commit := func(by domain.Authority, events ...domain.Event) eventstore.Commit {
 		if by.Actor.Kind == domain.System {
 			by.Account = domain.Platform
 		}
-		return eventstore.Commit{Stream: of, By: by, Events: events, At: by.At}
+		return eventstore.Commit{Stream: stream, By: by, Events: events, At: by.At}
 	}
 	sent, answered := at.Add(time.Duration(r.IntN(2000))*time.Millisecond), at.Add(time.Duration(2000+r.IntN(3000))*time.Millisecond)
 	var outcome domain.Event = email.Delivered{Attempt: 1, Reply: email.Reply{Phase: "data", Code: 250, Enhanced: "2.0.0", Text: noise(r, 70), Host: "mx.rcpt.test", IP: "192.0.2.7", Took: time.Duration(r.IntN(1e9))}}
@@ -207,10 +221,10 @@ func lifeOf(r *rand.Rand, id uuid.UUID, acc string, at time.Time) [3]eventstore.
 	}
 	return [3]eventstore.Commit{
 		commit(by(domain.APIKey, "key", domain.ViaAPI, at), email.Accepted{
-			Sender: "sender", MessageID: id.String() + "@load.test", Content: content(1500), Expires: at.Add(48 * time.Hour), Envelope: noise(r, 230),
+			Sender: "sender", MessageID: id.String() + "@load.test", Content: of.body, Expires: at.Add(48 * time.Hour), Envelope: noise(r, 230),
 			Recipients: []email.Recipient{{Kind: email.To, Index: hex.EncodeToString(noise(r, 8)), Address: noise(r, 60)}},
 		}),
-		commit(by(domain.System, "dispatcher", domain.ViaWorker, sent), email.Prepared{Message: content(2400), Digest: hex.EncodeToString(noise(r, 32)), Size: 2300, Selector: "resend"}, email.Attempted{Attempt: 1, Recipients: []int{0}}),
+		commit(by(domain.System, "dispatcher", domain.ViaWorker, sent), email.Prepared{Message: of.message, Digest: hex.EncodeToString(noise(r, 32)), Size: 2300, Selector: "resend"}, email.Attempted{Attempt: 1, Recipients: []int{0}}),
 		commit(by(domain.System, "dispatcher", domain.ViaWorker, answered), outcome),
 	}
 }

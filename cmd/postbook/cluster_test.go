@@ -73,6 +73,9 @@ func TestTwoProcessesOnACluster(t *testing.T) {
 	if out, err := a.postbook("partitions", "6"); err != nil || !strings.Contains(out, "6") {
 		t.Errorf("change the number of partitions: %v\n%s", err, out)
 	}
+	if out, err := a.postbook("events", "show", "platform.partitioning.emails"); err != nil || strings.Count(out, "partitioning.changed") != 1 {
+		t.Errorf("the change is not on record: %v\n%s", err, out)
+	}
 	a.says(t, "the number of partitions has changed")
 	b.says(t, "the number of partitions has changed")
 	a.moved()

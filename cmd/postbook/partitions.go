@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"postbook.dev/postbook/domain/partitioning"
 	"postbook.dev/postbook/eventstore"
 )
 
@@ -34,6 +35,9 @@ func (c partitionsCommand) Run(ctx context.Context, cfg Config, out output) erro
 		if newest := epochs[len(epochs)-1]; newest.Partitions != c.Number {
 			epochs = append(epochs, eventstore.Epoch{Since: since, Partitions: c.Number})
 		}
+		if err := tellPartitions(ctx, store, epochs); err != nil {
+			return fmt.Errorf("the number of partitions is %d, but the change is not on record yet: the next server puts it there: %w", c.Number, err)
+		}
 	}
 	if printed, err := out.object(epochs); printed {
 		return err
@@ -47,4 +51,17 @@ func (c partitionsCommand) Run(ctx context.Context, cfg Config, out output) erro
 		rows = append(rows, []string{strconv.Itoa(e.Partitions), since})
 	}
 	return out.table([]string{"PARTITIONS", "OF EMAILS SINCE"}, rows)
+}
+
+// tellPartitions puts on record what of the epochs is not there yet. The command that
+// makes one may end before it has.
+func tellPartitions(ctx context.Context, store *eventstore.Store, epochs []eventstore.Epoch) error {
+	for i, e := range epochs[1:] {
+		change := partitioning.Change{Authority: operator(time.Now()), From: epochs[i].Partitions, To: e.Partitions, Since: e.Since}
+		_, err := eventstore.Execute(ctx, store, partitioning.Decider, partitioning.Stream(), partitioning.Command(change))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

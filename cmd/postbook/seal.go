@@ -178,6 +178,9 @@ func (s *server) startNotary(ctx context.Context, group *errgroup.Group) {
 		if err := s.tellKeys(ctx); err != nil && ctx.Err() == nil {
 			s.log.Error("the key that signs the seal is not on record", "error", err)
 		}
+		if err := tellPartitions(ctx, s.store, s.store.Epochs()); err != nil && ctx.Err() == nil {
+			s.log.Error("a change of the number of partitions is not on record", "error", err)
+		}
 		return s.notary.Run(ctx)
 	})
 }

@@ -253,6 +253,10 @@ func (s *server) openKeys(ctx context.Context) error {
 		return err
 	}
 	s.vault = newVault(ring, s.store, s.log)
+	s.atEnd(func(ctx context.Context) error {
+		s.vault.flush(ctx)
+		return nil
+	})
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"postbook.dev/postbook/domain/kek"
 	"postbook.dev/postbook/domain/member"
 	"postbook.dev/postbook/domain/name"
+	"postbook.dev/postbook/domain/partitioning"
 	"postbook.dev/postbook/domain/readmodel"
 	"postbook.dev/postbook/domain/retention"
 	"postbook.dev/postbook/domain/seal"
@@ -34,6 +35,7 @@ func Registry() *domain.Registry {
 		readmodel.Catalogue,
 		retention.Catalogue,
 		kek.Catalogue,
+		partitioning.Catalogue,
 		backup.Catalogue,
 	)
 }
