@@ -321,3 +321,55 @@ func (l *clusterLoad) sealed(t *testing.T, i *instance) (total int) {
 	}
 	return total
 }
+
+// What one host has backed up moves to a cluster of NATS servers and a PostgreSQL
+// elsewhere: each mail answers as before, and the seal goes on.
+func TestABackupIsRestoredIntoACluster(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	mails := map[string]string{}
+	for n := range 12 {
+		to := fmt.Sprintf("moved%d@rcpt.test", n)
+		id := i.ask("POST", "/emails", hello(to)).id(t)
+		mails[id] = to
+		i.lastEvent(id, "delivered")
+	}
+	path := i.backup(t, t.TempDir(), "--with-keys")
+	i.stop()
+
+	nats := testenv.StartNATSCluster(t)
+	there := i.elsewhere(t)
+	there.env = []string{"POSTBOOK_NATS_URL=" + nats.URL(), "POSTBOOK_DATABASE_URL=" + testenv.Postgres(t).Owner}
+	if out, err := there.postbook("restore", path, "--replicas", "3"); err != nil || strings.Contains(out, "NOT") {
+		t.Fatalf("restore: %v\n%s", err, out)
+	}
+	stranger := i.elsewhere(t)
+	stranger.env = there.env
+	if out, err := stranger.postbook("restore", path); err == nil || !strings.Contains(out, "is into an empty NATS server") {
+		t.Errorf("restored over a cluster that is in use: %v\n%s", err, out)
+	}
+	i.give(t, there, keptFile)
+	there.start("--quiet")
+	for id, to := range mails {
+		there.lastEvent(id, "delivered")
+		var mail struct {
+			To   []string
+			Text string
+		}
+		there.ask("GET", "/emails/"+id, nil).decode(t, &mail)
+		if len(mail.To) != 1 || mail.To[0] != to || mail.Text != "Hello." {
+			t.Errorf("%s answers %+v", id, mail)
+		}
+	}
+	there.lastEvent(there.ask("POST", "/emails", hello("new@rcpt.test")).id(t), "delivered")
+	if health := there.ask("GET", "/health", nil); !strings.Contains(health.String(), "3 copies") {
+		t.Errorf("the streams are not kept three times: %s", health)
+	}
+	for _, args := range [][]string{{"events", "check"}, {"verify", "--log"}} {
+		if out, err := there.postbook(args...); err != nil || strings.Contains(out, "NOT") {
+			t.Errorf("%v: %v\n%s", args, err, out)
+		}
+	}
+	nats.Kill(max(nats.Leader("MAIL_00"), 0))
+	there.lastEvent(there.ask("POST", "/emails", hello("after@rcpt.test")).id(t), "delivered")
+}
