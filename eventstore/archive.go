@@ -40,11 +40,22 @@ func (s *Store) fromArchive(ctx context.Context, log string, seq uint64, missing
 		return Entry{}, missing
 	}
 	e, err := s.cfg.Archive.Entry(ctx, log, seq)
+	if errors.Is(err, ErrNoEntry) && !aged(log) {
+		// What has left this stream is in the archive. If that does not list it, the
+		// archive is not all there: a folder that is not mounted, say.
+		state, failed := s.state(ctx, log)
+		if failed != nil {
+			return Entry{}, failed
+		}
+		if seq < state.FirstSeq {
+			return Entry{}, fmt.Errorf("eventstore: %s %d has left the stream, and the archive does not list it: %w", log, seq, ErrUnavailable)
+		}
+	}
 	if errors.Is(err, ErrNoEntry) {
 		return Entry{}, missing
 	}
 	if err != nil {
-		return Entry{}, fmt.Errorf("eventstore: read %s %d from the archive: %w", log, seq, err)
+		return Entry{}, fmt.Errorf("eventstore: read %s %d from the archive: %w: %w", log, seq, ErrUnavailable, err)
 	}
 	return s.decodeEntry(log, e.Seq, e.Time, e.Subject, e.Raw), nil
 }

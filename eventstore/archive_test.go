@@ -149,3 +149,34 @@ func TestWhatIsNowhereIsAnError(t *testing.T) {
 		t.Errorf("after trimming the stream is configured as %+v", c)
 	}
 }
+
+// away is an archive that does not answer.
+type away struct{ nothing }
+
+func (away) Entry(context.Context, string, uint64) (Entry, error) {
+	return Entry{}, errors.New("503 Slow Down")
+}
+
+// What has left the stream, and that the archive does not give, is out of reach for
+// now; it is not taken for something that was never there.
+func TestAnArchiveThatIsAwayIsNoMissingEntry(t *testing.T) {
+	t.Parallel()
+	for name, archive := range map[string]Archive{"it is away": away{}, "it is not all there": nothing{}} {
+		s := open(t, func(c *Config) { c.Archive = archive })
+		ctx := t.Context()
+		for range 3 {
+			_, wait, err := s.PutContent(ctx, "acme", 0, [][]byte{[]byte("a body")})
+			if err = errors.Join(err, wait(ctx)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(s.Trim(ctx, Content, 2))(t)
+		if _, err := s.Read(ctx, Content, 1); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNoEntry) {
+			t.Errorf("%s: what has left the stream reads %v, want ErrUnavailable", name, err)
+		}
+	}
+	s := open(t, archiving)
+	if _, err := s.Read(t.Context(), Content, 7); !errors.Is(err, ErrNoEntry) {
+		t.Errorf("what was never there reads %v, want ErrNoEntry", err)
+	}
+}

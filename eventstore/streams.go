@@ -132,13 +132,19 @@ func (s *Store) streamConfigs() []jetstream.StreamConfig {
 	for p := range s.Partitions() {
 		mail := log(MailLog(p), mailSubject(p, ">"))
 		// Each id in the window costs memory, and this is where the mass is.
-		mail.Duplicates = 30 * time.Second
-		if s.local == nil {
-			mail.Duplicates = clusterWindow
-		}
+		mail.Duplicates = s.Recognised()
 		configs = append(configs, mail)
 	}
 	return configs
+}
+
+// Recognised is for how long the log recognises a commit of an email that comes
+// again.
+func (s *Store) Recognised() time.Duration {
+	if s.local == nil {
+		return clusterWindow
+	}
+	return 30 * time.Second
 }
 
 // mailSubject is where the emails of an account lie in a partition.

@@ -100,7 +100,7 @@ func (s *emails) then(later emailRow) {
 	row := s.row(later.id)
 	c := row.change()
 	c.Then(later.change())
-	if later.first > 0 {
+	if row.first == 0 {
 		row.first = later.first
 	}
 	row.keep(c)

@@ -3,9 +3,12 @@ package projections
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/email"
@@ -49,7 +52,9 @@ func (c *EmailChange) Fold(rec domain.Recorded, e email.Event) {
 	}
 	switch e := e.(type) {
 	case email.Accepted:
-		c.Accepted, c.Created = true, rec.Time
+		if !c.Accepted { // the first counts
+			c.Accepted, c.Created = true, rec.Time
+		}
 	case email.Scheduled:
 		c.Scheduled = &e.Due
 	}
@@ -57,7 +62,7 @@ func (c *EmailChange) Fold(rec domain.Recorded, e email.Event) {
 
 // Then takes in what a later stretch says, as the statement in writeEmails does.
 func (c *EmailChange) Then(later EmailChange) {
-	if later.Accepted {
+	if later.Accepted && !c.Accepted {
 		c.Accepted, c.Created = true, later.Created
 	}
 	if later.Last != "" {
@@ -126,46 +131,90 @@ func applyEmails(ctx context.Context, tx pgx.Tx, entries []eventstore.Entry) err
 				changes[rec.Stream.ID] = c
 				order = append(order, rec.Stream.ID)
 			}
-			c.Fold(rec, e)
-			if accepted, ok := e.(email.Accepted); ok {
+			if accepted, ok := e.(email.Accepted); ok && !c.Accepted {
 				c.accepted = accepted
 			}
+			c.Fold(rec, e)
 		}
 	}
 	return writeEmails(ctx, tx, entries[0].Log, order, changes)
 }
 
 func writeEmails(ctx context.Context, tx pgx.Tx, log string, order []string, changes map[string]*emailBatch) error {
-	var fresh []string
-	var ids, lasts []string
-	var scheduled []*time.Time
-	var seqs []int64
+	var fresh, known []string
 	for _, id := range order {
-		c := changes[id]
-		if c.Accepted {
+		if changes[id].Accepted {
 			fresh = append(fresh, id)
-			continue
-		}
-		ids, lasts, scheduled = append(ids, id), append(lasts, c.Last), append(scheduled, c.Scheduled)
-		seqs = append(seqs, int64(c.Seq))
-	}
-	if len(fresh) > 0 {
-		columns := []string{"id", "account_id", "created_at", "sender_id", "message_id", "envelope", "content", "last_event", "scheduled_at", "log", "last_seq"}
-		_, err := tx.CopyFrom(ctx, pgx.Identifier{"emails"}, columns, pgx.CopyFromSlice(len(fresh), func(i int) ([]any, error) {
-			c := changes[fresh[i]]
-			row := NewEmail(c.of, log, c.accepted, c.EmailChange)
-			content, err := json.Marshal(row.Content)
-			return []any{
-				row.ID, row.AccountID, row.CreatedAt, row.SenderID, row.MessageID, row.Envelope,
-				content, row.LastEvent, row.ScheduledAt, row.Log, int64(row.LastSeq),
-			}, err
-		}))
-		if err != nil {
-			return err
+		} else {
+			known = append(known, id)
 		}
 	}
+	twins, err := insertEmails(ctx, tx, log, fresh, changes)
+	if err != nil {
+		return err
+	}
+	return updateEmails(ctx, tx, append(known, twins...), changes)
+}
+
+// uniqueViolation is PostgreSQL's code for a row whose key is there already.
+const uniqueViolation = "23505"
+
+// insertEmails writes rows that begin. It returns those that are there already: an
+// email was accepted twice under one id. The first counts, and the second is
+// something that happened to it.
+func insertEmails(ctx context.Context, tx pgx.Tx, log string, ids []string, changes map[string]*emailBatch) (twins []string, err error) {
 	if len(ids) == 0 {
+		return nil, nil
+	}
+	if _, err := tx.Exec(ctx, "savepoint before_insert"); err != nil {
+		return nil, err
+	}
+	err = copyEmails(ctx, tx, log, ids, changes)
+	failed, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || failed.Code != uniqueViolation {
+		return nil, err
+	}
+	if _, err := tx.Exec(ctx, "rollback to savepoint before_insert"); err != nil {
+		return nil, err
+	}
+	if twins, err = emailsThere(ctx, tx, ids); err != nil {
+		return nil, err
+	}
+	fresh := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return slices.Contains(twins, id) })
+	return twins, copyEmails(ctx, tx, log, fresh, changes)
+}
+
+func copyEmails(ctx context.Context, tx pgx.Tx, log string, ids []string, changes map[string]*emailBatch) error {
+	columns := []string{"id", "account_id", "created_at", "sender_id", "message_id", "envelope", "content", "last_event", "scheduled_at", "log", "last_seq"}
+	_, err := tx.CopyFrom(ctx, pgx.Identifier{"emails"}, columns, pgx.CopyFromSlice(len(ids), func(i int) ([]any, error) {
+		c := changes[ids[i]]
+		row := NewEmail(c.of, log, c.accepted, c.EmailChange)
+		content, err := json.Marshal(row.Content)
+		return []any{
+			row.ID, row.AccountID, row.CreatedAt, row.SenderID, row.MessageID, row.Envelope,
+			content, row.LastEvent, row.ScheduledAt, row.Log, int64(row.LastSeq),
+		}, err
+	}))
+	return err
+}
+
+// emailsThere are those of the ids that have a row.
+func emailsThere(ctx context.Context, tx pgx.Tx, ids []string) ([]string, error) {
+	rows, err := tx.Query(ctx, "select id from emails where id = any($1)", ids)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+func updateEmails(ctx context.Context, tx pgx.Tx, known []string, changes map[string]*emailBatch) error {
+	if len(known) == 0 {
 		return nil
+	}
+	lasts, scheduled, seqs := make([]string, len(known)), make([]*time.Time, len(known)), make([]int64, len(known))
+	for i, id := range known {
+		c := changes[id]
+		lasts[i], scheduled[i], seqs[i] = c.Last, c.Scheduled, int64(c.Seq)
 	}
 	_, err := tx.Exec(ctx, `
 		update emails e
@@ -173,7 +222,7 @@ func writeEmails(ctx context.Context, tx pgx.Tx, log string, order []string, cha
 		    scheduled_at = coalesce(c.scheduled, e.scheduled_at),
 		    last_seq = c.seq
 		from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[]) as c (id, last, scheduled, seq)
-		where e.id = c.id`, ids, lasts, scheduled, seqs)
+		where e.id = c.id`, known, lasts, scheduled, seqs)
 	return err
 }
 

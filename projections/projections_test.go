@@ -239,6 +239,33 @@ func TestTheLastRowsOfABatchMayGo(t *testing.T) {
 	}
 }
 
+// An email that is in the log twice under one id, as an earlier version could leave
+// it, has one row, as it was accepted first. No model stops at it, also when it is
+// built again.
+func TestAnEmailThatWasAcceptedTwiceHasOneRow(t *testing.T) {
+	w := newWorld(t)
+	defer w.run(t)()
+	twin, other := uuid.Must(uuid.NewV7()), uuid.Must(uuid.NewV7())
+	w.accept(t, twin)
+	w.await(t)
+	first := must(w.tables.Email(t.Context(), "acme", twin.String()))(t)
+	w.accept(t, twin)
+	w.accept(t, other)
+	w.await(t)
+	row := must(w.tables.Email(t.Context(), "acme", twin.String()))(t)
+	if !row.CreatedAt.Equal(first.CreatedAt) || row.LastSeq <= first.LastSeq {
+		t.Errorf("accepted again, it is %+v, and was %+v", row, first)
+	}
+	must(w.tables.Email(t.Context(), "acme", other.String()))(t)
+	if err := w.rebuilder(t).Rebuild(t.Context(), must(projections.Find("emails"))(t), nil); err != nil {
+		t.Fatal(err)
+	}
+	w.await(t)
+	if again := must(w.tables.Email(t.Context(), "acme", twin.String()))(t); !again.CreatedAt.Equal(row.CreatedAt) || again.LastSeq != row.LastSeq {
+		t.Errorf("built again, it is %+v, and was %+v", again, row)
+	}
+}
+
 // However often the models are built, and however they are interrupted, the rows
 // are the same.
 func TestBuildingAgainGivesTheSameRows(t *testing.T) {

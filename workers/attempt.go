@@ -102,36 +102,25 @@ func (p *partition) tryOnce(working, live context.Context, m *mail, state email.
 	if err != nil {
 		return err
 	}
+	// The message comes to the disk before the event that names it: after a power
+	// failure between the two, an event without its message could not be sent.
+	if err := l.stored(working); err != nil {
+		return err
+	}
 	m.mu.Lock()
 	if live.Err() != nil {
 		m.mu.Unlock()
 		return live.Err()
 	}
-	stored := make(chan error, 1)
-	go func() { stored <- l.stored(working) }()
-	recorded, err := p.decide(working, m, start)
+	_, err = p.decide(working, m, start, p.d.patience())
 	m.mu.Unlock()
-	if err = errors.Join(err, <-stored); err != nil {
-		// The message may not be on disk although its event is: then what was
-		// recorded is an attempt that did not happen.
-		if len(recorded) > 0 {
-			return errors.Join(err, p.undo(working, m, start, now))
-		}
+	if err != nil {
 		return err
 	}
 	if len(start.Recipients) == 0 {
 		return nil
 	}
 	return p.transmit(working, m, l, start.Recipients, addresses)
-}
-
-// undo ends an attempt of which nothing has left.
-func (p *partition) undo(ctx context.Context, m *mail, start email.Start, now time.Time) error {
-	report := email.Report{Authority: p.authority(m, now), Attempt: m.state.Attempts}
-	for _, i := range start.Recipients {
-		report.Outcomes = append(report.Outcomes, email.Outcome{Recipient: i, Kind: email.WasDeferred, Next: now.Add(time.Minute), Reply: email.Reply{Phase: delivery.PhaseHeld}})
-	}
-	return p.record(ctx, m, report)
 }
 
 // remember reads what memory does not keep of an email.

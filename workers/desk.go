@@ -76,7 +76,7 @@ func (p *partition) decideAsked(ctx context.Context, ask email.DeskRequest, c em
 		return p.decideFinal(ctx, ask, id, c)
 	}
 	m.mu.Lock()
-	recorded, err := p.decide(ctx, m, c)
+	recorded, err := p.decide(ctx, m, c, 0)
 	last := m.last
 	m.mu.Unlock()
 	if err != nil {
@@ -113,6 +113,7 @@ func (p *partition) replan(m *mail) {
 	defer p.mu.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.expires = m.state.Expires // also if it waits for its account to be let through
 	if m.place >= 0 {
 		heap.Remove(&p.agenda.later, m.place)
 		p.plan(m)

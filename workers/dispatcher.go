@@ -75,7 +75,8 @@ const (
 )
 
 func (d *Dispatcher) patience() time.Duration {
-	if len(d.slots) < crowd {
+	// Each partition holds a slot while it looks for the next email.
+	if len(d.slots) < crowd+d.Store.Partitions() {
 		return 0
 	}
 	return sharing

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -86,6 +87,7 @@ type partition struct {
 	wire    map[string]int // transactions that were begun, by account
 	changed chan struct{}  // closed whenever an attempt ends or an entry is folded
 	broken  chan error     // why memory and log may differ
+	unsure  atomic.Bool    // whether they may: then memory is not noted in a snapshot
 	under   sync.WaitGroup // attempts
 }
 
@@ -189,6 +191,7 @@ func (p *partition) takeOver(ctx context.Context) error {
 	p.mu.Lock()
 	p.owner, p.open, p.agenda, p.changed = owner, map[uuid.UUID]*mail{}, newAgenda(), make(chan struct{})
 	p.wire, p.broken = map[string]int{}, make(chan error, 1)
+	p.unsure.Store(false)
 	p.seq = p.loadSnapshot(ctx)
 	p.mu.Unlock()
 	following := eventstore.Following{Log: p.name, After: p.seq, StopAt: owner.Seq(), MaxBatch: 5000}
@@ -220,28 +223,39 @@ func (p *partition) foldAll(entries []eventstore.Entry) error {
 		if e.Err != nil {
 			return fmt.Errorf("an entry cannot be read, and with it an email might be lost: %w", e.Err)
 		}
-		for _, rec := range e.Events {
-			id, err := uuid.Parse(rec.Stream.ID)
-			if err != nil {
-				return fmt.Errorf("%s %d: %q is no email's id: %w", e.Log, e.Seq, rec.Stream.ID, err)
-			}
-			m := p.open[id]
-			if m == nil {
-				if _, begins := rec.Event.(email.Accepted); !begins {
-					continue // of an email that is final
-				}
-				m = &mail{id: id, account: rec.Stream.Account, place: -1}
-				p.open[id] = m
-			}
-			if rec.Index == 0 && m.last >= rec.Seq {
-				continue // the snapshot knew
-			}
-			m.fold(rec)
-			if m.state.Final() {
-				delete(p.open, id)
+		if len(e.Events) > 0 {
+			if err := p.foldOne(e); err != nil {
+				return err
 			}
 		}
 		p.seq = e.Seq
+	}
+	return nil
+}
+
+// foldOne folds a commit of one email.
+func (p *partition) foldOne(e eventstore.Entry) error {
+	of := e.Events[0].Stream
+	id, err := uuid.Parse(of.ID)
+	if err != nil {
+		return fmt.Errorf("%s %d: %q is no email's id: %w", e.Log, e.Seq, of.ID, err)
+	}
+	m := p.open[id]
+	switch {
+	case m == nil:
+		if _, begins := e.Events[0].Event.(email.Accepted); !begins {
+			return nil // of an email that is final
+		}
+		m = &mail{id: id, account: of.Account, place: -1}
+		p.open[id] = m
+	case m.last >= e.Seq:
+		return nil // the snapshot knew
+	}
+	for _, rec := range e.Events {
+		m.fold(rec)
+	}
+	if m.state.Final() {
+		delete(p.open, id)
 	}
 	return nil
 }
@@ -383,7 +397,7 @@ func (p *partition) take(live context.Context, swept *time.Time) (*mail, error) 
 		}
 		p.mu.Unlock()
 		for _, e := range expired {
-			p.under.Go(func() { p.giveUp(live, e, "It could not be sent before it expired.") })
+			p.under.Go(func() { p.giveUp(live, e) })
 		}
 		if m != nil {
 			return m, nil
@@ -442,14 +456,11 @@ func (p *partition) release(m *mail, again time.Time) {
 	p.wake()
 }
 
-// recordWithin is how long a decision is tried to be recorded. It is well below the
-// time for which the log recognises a commit that comes again.
-const recordWithin = 2 * time.Minute
-
-// decide puts a command to an email and records what follows. The caller holds
-// the email's lock. An answer that does not come is waited for: the command's
-// identity makes trying again safe.
-func (p *partition) decide(ctx context.Context, m *mail, c email.Command) ([]domain.Recorded, error) {
+// decide puts a command to an email and records what follows, on disk as
+// Owner.AppendWithin says. The caller holds the email's lock. An answer that does
+// not come is waited for: the command's identity makes trying again safe, as long
+// as the log recognises a commit that comes again.
+func (p *partition) decide(ctx context.Context, m *mail, c email.Command, within time.Duration) ([]domain.Recorded, error) {
 	of := email.Stream(m.account, m.id)
 	events, err := email.Decider.Decide(of, m.state, c)
 	if err != nil || len(events) == 0 {
@@ -461,9 +472,9 @@ func (p *partition) decide(ctx context.Context, m *mail, c email.Command) ([]dom
 	}
 	commit.At = p.d.Now()
 	var recorded [][]domain.Recorded
-	for try, begun := 0, time.Now(); ; try++ {
-		recorded, err = p.owner.AppendWithin(ctx, p.d.patience(), commit)
-		if !errors.Is(err, eventstore.ErrUnavailable) || try == 20 || time.Since(begun) > recordWithin || ctx.Err() != nil {
+	for begun := time.Now(); ; {
+		recorded, err = p.owner.AppendWithin(ctx, within, commit)
+		if !errors.Is(err, eventstore.ErrUnavailable) || time.Since(begun) > p.d.Store.Recognised()/2 || ctx.Err() != nil {
 			break
 		}
 		p.log.Warn("what happened to an email cannot be recorded yet", "email", m.id, "error", err)
@@ -473,6 +484,7 @@ func (p *partition) decide(ctx context.Context, m *mail, c email.Command) ([]dom
 		}
 	}
 	if err != nil {
+		p.unsure.Store(true)
 		select {
 		case p.broken <- err:
 		default:
@@ -489,12 +501,18 @@ func (p *partition) decide(ctx context.Context, m *mail, c email.Command) ([]dom
 func (p *partition) record(ctx context.Context, m *mail, c email.Command) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	_, err := p.decide(ctx, m, c)
+	_, err := p.decide(ctx, m, c, p.d.patience())
 	return err
 }
 
-// giveUp ends an email for a reason that lies with this platform.
-func (p *partition) giveUp(ctx context.Context, m *mail, reason string) {
+// giveUp ends an email that has expired, unless it was moved to a later time
+// meanwhile.
+func (p *partition) giveUp(ctx context.Context, m *mail) {
+	if !p.d.Now().After(m.now().Expires) {
+		p.release(m, time.Time{})
+		return
+	}
+	const reason = "It could not be sent before it expired."
 	err := p.record(ctx, m, email.Abandon{Authority: p.authority(m, p.d.Now()), Reason: reason})
 	if err != nil {
 		p.log.Error("an email cannot be given up", "email", m.id, "error", err)

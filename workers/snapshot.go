@@ -167,6 +167,9 @@ func (p *partition) saveSnapshot(ctx context.Context) error {
 		}
 		m.mu.Unlock()
 	}
+	if p.unsure.Load() {
+		return nil // the next start reads what the log has
+	}
 	_, err := p.d.Snapshots.Put(ctx, p.name, s.marshal())
 	return err
 }

@@ -1,14 +1,20 @@
 package workers
 
 import (
+	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 
+	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/catalogue"
 	"postbook.dev/postbook/domain/directory"
+	"postbook.dev/postbook/domain/email"
 	"postbook.dev/postbook/domain/sender"
+	"postbook.dev/postbook/eventstore"
 )
 
 var start = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -66,6 +72,90 @@ func TestSnapshotIsReadBack(t *testing.T) {
 	got, err := parseSnapshot(s.marshal())
 	if err != nil || got.seq != 7 || len(got.open) != 2 || got.open[1] != s.open[1] {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// What a snapshot knew of an email is not folded again, no event of it, when the log
+// is read from before: tries would count twice. An acceptance that comes a second time
+// changes nothing either.
+func TestWhatTheSnapshotKnewIsFoldedOnce(t *testing.T) {
+	id := uuid.Must(uuid.NewV7())
+	of := email.Stream("acme", id)
+	entry := func(seq uint64, events ...domain.Event) eventstore.Entry {
+		e := eventstore.Entry{Position: domain.Position{Log: "MAIL_00", Seq: seq}}
+		for i, event := range events {
+			e.Events = append(e.Events, domain.Recorded{Stream: of, Position: e.Position, Index: i, Time: start, Event: event})
+		}
+		return e
+	}
+	accepted := email.Accepted{Expires: start.Add(time.Hour), Recipients: []email.Recipient{{Kind: email.To}}}
+	history := []eventstore.Entry{
+		entry(1, accepted),
+		entry(2, email.Prepared{}, email.Attempted{Attempt: 1, Recipients: []int{0}}),
+		entry(3, email.Unresolved{Attempt: 1, Recipient: 0}),
+		entry(4, accepted),
+	}
+	p := &partition{open: map[uuid.UUID]*mail{}}
+	for range 2 {
+		if err := p.foldAll(history); err != nil {
+			t.Fatal(err)
+		}
+		r := p.open[id].state.Recipients[0]
+		if r.Tries != 1 || r.Unknown != 1 || r.Status != email.Waiting {
+			t.Errorf("the recipient is %+v", r)
+		}
+	}
+	if p.open[id].last != 4 || p.seq != 4 {
+		t.Errorf("it is known up to %d, and the log up to %d", p.open[id].last, p.seq)
+	}
+}
+
+// While it is not known whether something was recorded, memory is noted nowhere: the
+// next owner would skip what the log has.
+func TestADoubtfulMemoryIsNotNoted(t *testing.T) {
+	store, err := eventstore.Open(t.Context(), eventstore.Config{Dir: t.TempDir(), Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	snapshots, err := store.Bucket(t.Context(), "open-emails")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPartition(NewDispatcher(Config{Store: store, Snapshots: snapshots, Log: slog.New(slog.DiscardHandler)}), 0)
+	p.seq = 5
+	p.unsure.Store(true)
+	if err := p.saveSnapshot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := snapshots.Get(t.Context(), p.name); !errors.Is(err, eventstore.ErrNoEntry) {
+		t.Errorf("a snapshot was written: %v", err)
+	}
+	p.unsure.Store(false)
+	if err := p.saveSnapshot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := snapshots.Get(t.Context(), p.name); err != nil {
+		t.Errorf("no snapshot was written: %v", err)
+	}
+}
+
+// An email that was moved to a later time does not expire at its old one, also while
+// its account is not let through.
+func TestAMovedEmailExpiresLater(t *testing.T) {
+	p := &partition{open: map[uuid.UUID]*mail{}, agenda: newAgenda(), woke: make(chan struct{}, 1)}
+	m := waiting("acme", start)
+	p.agenda.add(m, start)
+	if got, _ := p.agenda.next(start, func(string) bool { return false }); got != nil {
+		t.Fatal("a blocked account's email was handed out")
+	}
+	m.state = email.State{Accepted: true, Expires: start.Add(240 * time.Hour), Recipients: make([]email.RecipientState, 1)}
+	p.replan(m)
+	if e := p.agenda.takeExpired(start.Add(3 * time.Hour)); len(e) != 0 {
+		t.Errorf("%d have expired", len(e))
+	}
+	if e := p.agenda.takeExpired(start.Add(241 * time.Hour)); len(e) != 1 {
+		t.Errorf("%d have expired in the end", len(e))
 	}
 }
 

@@ -122,6 +122,9 @@ var Decider = domain.NewDecider("email", decide, evolve)
 func evolve(s State, e Event) State {
 	switch e := e.(type) {
 	case Accepted:
+		if s.Accepted {
+			return s // the first counts
+		}
 		s.Accepted, s.Expires = true, e.Expires
 		s.Recipients = make([]RecipientState, len(e.Recipients))
 		return s
