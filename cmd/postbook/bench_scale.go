@@ -137,7 +137,7 @@ func (r *scaleRun) tell(m measured) {
 
 func (r *scaleRun) run(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		r.load, r.verifyLog, r.rebuild, r.verifyTables, r.copyTables, r.fold, r.starts, r.disk,
+		r.load, r.rawWrite, r.verifyLog, r.rebuild, r.verifyTables, r.copyTables, r.fold, r.starts, r.disk,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -204,6 +204,30 @@ func (r *scaleRun) load(ctx context.Context) error {
 	}
 	r.tell(measured{Step: "append", Seconds: said[0].Seconds, Rate: float64(r.events) / said[0].Seconds, Of: "events", MB: done.peakMB})
 	r.tell(measured{Step: "seal", Seconds: said[0].SealingSeconds, Rate: float64(r.events) / said[0].SealingSeconds, Of: "events"})
+	return nil
+}
+
+// rawWrite writes as many bytes as the log has to a file. What fits into the
+// system's cache is written at another speed than what does not.
+func (r *scaleRun) rawWrite(context.Context) error {
+	left, err := sizeOf(filepath.Join(r.dir, "log"))
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(r.dir, "raw-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	block := make([]byte, 1<<20)
+	begun := time.Now()
+	for written := int64(0); written < left; written += int64(len(block)) {
+		if _, err := f.Write(block); err != nil {
+			return err
+		}
+	}
+	r.tell(measured{Step: "limit: as many bytes written to a file", Seconds: time.Since(begun).Seconds(), MB: float64(left) / (1 << 20)})
 	return nil
 }
 
@@ -423,22 +447,27 @@ func (r *scaleRun) disk(context.Context) error {
 	for _, part := range []struct{ folder, what string }{
 		{"log", "disk: log"}, {sealFolder, "disk: seal"}, {"postgres", "disk: PostgreSQL, with what was replaced and the verifier's copy"},
 	} {
-		var bytes int64
-		err := filepath.WalkDir(filepath.Join(r.dir, part.folder), func(_ string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() {
-				return err
-			}
-			info, err := d.Info()
-			if err != nil {
-				return err
-			}
-			bytes += info.Size()
-			return nil
-		})
+		bytes, err := sizeOf(filepath.Join(r.dir, part.folder))
 		if err != nil {
 			return err
 		}
 		r.tell(measured{Step: part.what, MB: float64(bytes) / (1 << 20)})
 	}
 	return nil
+}
+
+// sizeOf is how many bytes the files in a folder have.
+func sizeOf(folder string) (bytes int64, err error) {
+	err = filepath.WalkDir(folder, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		bytes += info.Size()
+		return nil
+	})
+	return bytes, err
 }
