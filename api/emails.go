@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -85,8 +86,7 @@ func (a *API) sendBatch(ctx context.Context, r *request) (answer, error) {
 	if len(batch) < 1 || len(batch) > maxBatch {
 		return answer{}, invalid("A batch holds 1 to %d emails.", maxBatch)
 	}
-	var body batchBody
-	body.Data = []idBody{}
+	body := batchBody{Data: []idBody{}}
 	var drafts []draft
 	var places []int
 	for i, m := range batch {
@@ -101,30 +101,56 @@ func (a *API) sendBatch(ctx context.Context, r *request) (answer, error) {
 		}
 		drafts, places = append(drafts, d), append(places, i)
 	}
-	ids := make([]uuid.UUID, len(drafts))
-	for i := range ids {
-		ids[i] = newID()
+	if len(drafts) == 0 {
+		return answer{status: http.StatusOK, body: body}, nil // nothing that could happen twice
 	}
-	o, err := a.claim(ctx, r, "POST /emails/batch", batch, ids)
+	asked := any(batch)
+	if permissive {
+		asked = []any{"permissive", batch}
+	}
+	c, err := a.acceptOnce(ctx, r, asked, drafts, !permissive)
 	if err != nil {
 		return answer{}, err
 	}
-	var refusals []error
-	if !o.repeated && len(drafts) > 0 {
-		refusals, err = a.accept(ctx, r, o.claim.IDs, drafts, o.claim.Key, !permissive)
-		a.finish(ctx, o, err)
-		if err != nil {
-			return answer{}, err
-		}
-	}
-	for i, id := range o.claim.IDs {
-		if refusals != nil && refusals[i] != nil {
-			body.Errors = append(body.Errors, batchError{places[i], refusals[i].Error()})
+	for i, id := range c.IDs {
+		if why, refused := c.Refused[i]; refused {
+			body.Errors = append(body.Errors, batchError{places[i], why})
 			continue
 		}
 		body.Data = append(body.Data, idBody{id.String()})
 	}
+	slices.SortFunc(body.Errors, func(a, b batchError) int { return a.Index - b.Index })
 	return answer{status: http.StatusOK, body: body, wrote: true}, nil
+}
+
+// acceptOnce accepts a batch, or finds what became of it when it was asked for
+// before.
+func (a *API) acceptOnce(ctx context.Context, r *request, asked any, drafts []draft, allOrNone bool) (eventstore.Claim, error) {
+	ids := make([]uuid.UUID, len(drafts))
+	for i := range ids {
+		ids[i] = newID()
+	}
+	o, err := a.claim(ctx, r, "POST /emails/batch", asked, ids)
+	if err != nil || o.repeated {
+		return o.claim, err
+	}
+	var missing []int // those that a request which died has not accepted
+	var missingIDs []uuid.UUID
+	var missingDrafts []draft
+	for i, id := range o.claim.IDs {
+		if !o.there[id] {
+			missing, missingIDs, missingDrafts = append(missing, i), append(missingIDs, id), append(missingDrafts, drafts[i])
+		}
+	}
+	refusals, err := a.accept(ctx, r, missingIDs, missingDrafts, o.claim.Key, allOrNone)
+	o.claim.Refused = map[int]string{}
+	for i, refusal := range refusals {
+		if refusal != nil {
+			o.claim.Refused[missing[i]] = refusal.Error()
+		}
+	}
+	a.finish(ctx, o, err)
+	return o.claim, err
 }
 
 // emailBody is an email as the contract shows it. A list leaves the last four
@@ -174,6 +200,7 @@ func (a *API) listEmails(ctx context.Context, r *request) (answer, error) {
 		if err != nil {
 			return answer{}, err
 		}
+		body.Tags = nil // which a list leaves out
 		data, ids = append(data, body), append(ids, body.ID)
 	}
 	return answer{status: http.StatusOK, body: listOf(data, more), fields: emailListFields, objects: ids}, nil
@@ -304,6 +331,9 @@ func (a *API) askOwner(ctx context.Context, r *request, ask email.DeskRequest) (
 		}
 		ask.Last = row.LastSeq
 		reply, err = a.askDesk(ctx, partition, ask)
+	}
+	if refusal := domain.Refused(err); refusal != nil {
+		a.Refused(ctx, email.Stream(r.by.Account, uuid.MustParse(id)), ask.Command(), refusal)
 	}
 	if err != nil {
 		return answer{}, err

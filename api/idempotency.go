@@ -19,10 +19,12 @@ import (
 const abandoned = 4 * time.Minute
 
 // once makes a request with an Idempotency-Key happen at most once. It returns
-// the ids under which its emails are to be accepted, or, with repeated set, were
-// accepted before. Whoever gets the claim settles it or gives it back.
+// the ids under which its emails are to be accepted, without those that are in the
+// log already, or, with repeated set, were accepted or refused before. Whoever gets
+// the claim settles it or gives it back.
 type once struct {
 	claim    eventstore.Claim
+	there    map[uuid.UUID]bool // accepted by a request that died before it was settled
 	held     bool
 	repeated bool
 }
@@ -67,25 +69,16 @@ func (a *API) claim(ctx context.Context, r *request, route string, payload any, 
 // resume decides about a request that died before it was settled. Its ids say
 // whether its emails are in the log.
 func (a *API) resume(ctx context.Context, c eventstore.Claim) (once, error) {
-	missing := map[string]bool{}
-	for _, id := range c.IDs {
-		missing[id.String()] = true
-	}
+	there := map[uuid.UUID]bool{}
 	for log, ids := range a.byLog(c.IDs) {
-		found, err := a.acceptedSince(ctx, log, c, ids)
-		if err != nil {
+		if err := a.acceptedSince(ctx, log, c, ids, there); err != nil {
 			return once{}, err
 		}
-		for _, id := range found {
-			delete(missing, id)
-		}
 	}
-	if len(missing) == 0 {
+	if len(there) == len(c.IDs) {
 		return once{claim: c, repeated: true}, a.Store.Settle(ctx, c)
 	}
-	// Accepting under the same ids again is safe: what is there already stays the
-	// first commit, and a second one of the same id changes nothing.
-	return once{claim: c, held: true}, nil
+	return once{claim: c, there: there, held: true}, nil
 }
 
 func (a *API) byLog(ids []uuid.UUID) map[string][]uuid.UUID {
@@ -97,37 +90,39 @@ func (a *API) byLog(ids []uuid.UUID) map[string][]uuid.UUID {
 	return logs
 }
 
-// acceptedSince lists which of the emails were accepted in a log after the claim.
-func (a *API) acceptedSince(ctx context.Context, log string, c eventstore.Claim, ids []uuid.UUID) ([]string, error) {
+// clocksDiffer is how much the clocks of this host and of the log's may.
+const clocksDiffer = 15 * time.Minute
+
+// acceptedSince notes which of the emails were accepted in a log after the claim.
+func (a *API) acceptedSince(ctx context.Context, log string, c eventstore.Claim, ids []uuid.UUID, there map[uuid.UUID]bool) error {
 	subject := eventstore.AccountSubject(log, c.Account)
 	last, err := a.Store.Last(ctx, log, subject)
 	if err != nil || last == 0 {
-		return nil, err
+		return err
 	}
-	after, err := a.Store.Before(ctx, log, c.At.Add(-time.Minute))
+	after, err := a.Store.Before(ctx, log, c.At.Add(-clocksDiffer))
 	if err != nil || after >= last {
-		return nil, err
+		return err
 	}
-	wanted := map[string]bool{}
+	wanted := map[string]uuid.UUID{}
 	for _, id := range ids {
-		wanted[id.String()] = true
+		wanted[id.String()] = id
 	}
-	var found []string
-	err = a.Store.Follow(ctx, eventstore.Following{Log: log, After: after, Subjects: []string{subject}, StopAt: last}, func(_ context.Context, entries []eventstore.Entry) error {
+	return a.Store.Follow(ctx, eventstore.Following{Log: log, After: after, Subjects: []string{subject}, StopAt: last}, func(_ context.Context, entries []eventstore.Entry) error {
 		for _, e := range entries {
 			for _, rec := range e.Events {
-				if _, ok := rec.Event.(email.Accepted); ok && wanted[rec.Stream.ID] {
-					found = append(found, rec.Stream.ID)
+				id, asked := wanted[rec.Stream.ID]
+				if _, ok := rec.Event.(email.Accepted); ok && asked {
+					there[id] = true
 				}
 			}
 		}
 		return nil
 	})
-	return found, err
 }
 
 // finish settles the claim of a request that was answered, or gives it back if
-// it was refused. After a fault it is kept: what happened is unknown, and the
+// all of it was refused. After a fault it is kept: what happened is unknown, and the
 // next try looks.
 func (a *API) finish(ctx context.Context, o once, err error) {
 	if !o.held {
@@ -137,10 +132,10 @@ func (a *API) finish(ctx context.Context, o once, err error) {
 	defer cancel()
 	var failed error
 	switch {
+	case isRefusal(err), err == nil && len(o.claim.Refused) == len(o.claim.IDs):
+		failed = a.Store.Unclaim(ctx, o.claim)
 	case err == nil:
 		failed = a.Store.Settle(ctx, o.claim)
-	case isRefusal(err):
-		failed = a.Store.Unclaim(ctx, o.claim)
 	}
 	if failed != nil {
 		a.Log.Warn("idempotency key is not settled", "account", o.claim.Account, "error", failed)

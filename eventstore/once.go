@@ -25,6 +25,7 @@ type Claim struct {
 	At        time.Time         `json:"at"`
 	Done      bool              `json:"done,omitempty"`
 	Positions []domain.Position `json:"positions,omitempty"` // where the objects were recorded
+	Refused   map[int]string    `json:"refused,omitempty"`   // why objects were refused, by their place in IDs
 
 	Free bool   `json:"free,omitempty"` // given back: nothing was done under it
 	seq  uint64 // where the claim lies

@@ -32,10 +32,8 @@ func (p *partition) answer(ctx context.Context, ask email.DeskRequest) (email.De
 	switch ask.Verb {
 	case email.DeskSettled:
 		return email.DeskAnswer{Log: p.name}, p.settled(ctx, ask)
-	case email.DeskCancel:
-		return p.decideAsked(ctx, ask, email.Cancel{Authority: ask.By})
-	case email.DeskReschedule:
-		return p.decideAsked(ctx, ask, email.Reschedule{Authority: ask.By, Due: ask.Due})
+	case email.DeskCancel, email.DeskReschedule:
+		return p.decideAsked(ctx, ask, ask.Command())
 	}
 	return email.DeskAnswer{}, domain.Refuse(domain.Invalid, "The dispatcher does not know %q.", ask.Verb)
 }

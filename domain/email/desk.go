@@ -29,6 +29,14 @@ type DeskRequest struct {
 	Last    uint64           `json:"last,omitempty"` // of the email's last commit, if it is known to be there
 }
 
+// Command is what is to be decided about the email.
+func (r DeskRequest) Command() Command {
+	if r.Verb == DeskReschedule {
+		return Reschedule{Authority: r.By, Due: r.Due}
+	}
+	return Cancel{Authority: r.By}
+}
+
 // DeskAnswer says where what was decided is in the log.
 type DeskAnswer struct {
 	Log string `json:"log"`
