@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"golang.org/x/sync/semaphore"
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/directory"
@@ -67,7 +66,7 @@ type API struct {
 	limiter  *limiter
 	staff    *guard
 	written  *written
-	bodies   *semaphore.Weighted // bytes of large bodies in memory
+	bodies   *bodies
 }
 
 // New makes an API. Close it to write what it still has to record.
@@ -80,7 +79,7 @@ func New(c Config) *API {
 		limiter:  newLimiter(c.RateLimit, c.Now),
 		staff:    newGuard(c.Now),
 		written:  newWritten(),
-		bodies:   semaphore.NewWeighted(maxBodiesInMemory),
+		bodies:   newBodies(),
 	}
 	a.routes()
 	return a

@@ -40,7 +40,11 @@ func (a *API) send(ctx context.Context, r *request, m sendRequest) (answer, erro
 	if err != nil {
 		return answer{}, err
 	}
-	o, err := a.claim(ctx, r, "POST /emails", m, []uuid.UUID{newID()})
+	asked := any(m)
+	if m.envelope != nil {
+		asked = []any{m, m.envelope}
+	}
+	o, err := a.claim(ctx, r, "POST /emails", asked, []uuid.UUID{newID()})
 	if err != nil {
 		return answer{}, err
 	}
@@ -79,7 +83,7 @@ func (a *API) sendBatch(ctx context.Context, r *request) (answer, error) {
 	default:
 		return answer{}, invalid("The `x-batch-validation` header must be `strict` or `permissive`.")
 	}
-	var batch []sendRequest
+	var batch batch
 	if err := a.decode(ctx, r, maxEmailBody, &batch); err != nil {
 		return answer{}, err
 	}

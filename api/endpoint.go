@@ -11,10 +11,12 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/semaphore"
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/access"
@@ -175,6 +177,47 @@ const (
 	maxBodiesInMemory = 256 << 20
 )
 
+// bodies bounds the large bodies that are in memory at once. JSON and its parts
+// are there at the same time, about three times. An account has half of the room at
+// most: whoever sends slowly keeps nobody else waiting.
+type bodies struct {
+	room *semaphore.Weighted
+
+	mu   sync.Mutex
+	held map[string]int64 // bytes, by account
+}
+
+func newBodies() *bodies {
+	return &bodies{room: semaphore.NewWeighted(maxBodiesInMemory), held: map[string]int64{}}
+}
+
+// take waits until there is room for a body, and is refused if its account has too
+// many under way.
+func (b *bodies) take(ctx context.Context, account string, size int64) (release func(), err error) {
+	b.mu.Lock()
+	if b.held[account]+size > maxBodiesInMemory/2 {
+		b.mu.Unlock()
+		return nil, errTooMuchAtOnce
+	}
+	b.held[account] += size
+	b.mu.Unlock()
+	leave := func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.held[account] -= size; b.held[account] == 0 {
+			delete(b.held, account)
+		}
+	}
+	if err := b.room.Acquire(ctx, size); err != nil {
+		leave()
+		return nil, errUnavailable
+	}
+	return func() {
+		b.room.Release(size)
+		leave()
+	}, nil
+}
+
 // decode reads the body of a request into v. A body is not needed where v says
 // so by being able to be empty.
 func (a *API) decode(ctx context.Context, r *request, limit int64, v any) error {
@@ -186,11 +229,11 @@ func (a *API) decode(ctx context.Context, r *request, limit int64, v any) error 
 		hold = limit
 	}
 	if hold > maxBody {
-		// JSON and its parts are in memory at the same time, about three times.
-		if err := a.bodies.Acquire(ctx, hold); err != nil {
-			return errUnavailable
+		release, err := a.bodies.take(ctx, r.by.Account, hold)
+		if err != nil {
+			return err
 		}
-		defer a.bodies.Release(hold)
+		defer release()
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, limit))
 	if err != nil {

@@ -20,11 +20,13 @@ type Error struct {
 func (e *Error) Error() string { return e.Name + ": " + e.Message }
 
 var (
-	errMissingKey  = &Error{http.StatusUnauthorized, "Missing API key in the authorization header.", "missing_api_key"}
-	errInvalidKey  = &Error{http.StatusBadRequest, "API key is invalid", "validation_error"}
-	errRestricted  = &Error{http.StatusUnauthorized, "This API key is restricted to only send emails", "restricted_api_key"}
-	errMethod      = &Error{http.StatusMethodNotAllowed, "Method is not allowed for the requested path.", "method_not_allowed"}
-	errUnexpected  = &Error{http.StatusInternalServerError, "An unexpected error occurred.", "application_error"}
+	errMissingKey    = &Error{http.StatusUnauthorized, "Missing API key in the authorization header.", "missing_api_key"}
+	errInvalidKey    = &Error{http.StatusBadRequest, "API key is invalid", "validation_error"}
+	errRestricted    = &Error{http.StatusUnauthorized, "This API key is restricted to only send emails", "restricted_api_key"}
+	errMethod        = &Error{http.StatusMethodNotAllowed, "Method is not allowed for the requested path.", "method_not_allowed"}
+	errUnexpected    = &Error{http.StatusInternalServerError, "An unexpected error occurred.", "application_error"}
+	errTooMuchAtOnce = &Error{http.StatusTooManyRequests, "Too many large requests at once. Send them one after the other.", "rate_limit_exceeded"}
+
 	errUnavailable = &Error{http.StatusServiceUnavailable, "API is temporarily unavailable", "service_unavailable"}
 	errBehind      = &Error{http.StatusServiceUnavailable, "What can be read is behind what was written. Try again.", "service_unavailable"}
 	errBadKey      = &Error{http.StatusBadRequest, "Idempotency keys, if present, must have between 1-256 characters.", "invalid_idempotency_key"}

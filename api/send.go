@@ -18,20 +18,110 @@ import (
 
 // sendRequest is the body of POST /emails.
 type sendRequest struct {
-	From        string            `json:"from"`
-	To          addresses         `json:"to"`
-	Cc          addresses         `json:"cc"`
-	Bcc         addresses         `json:"bcc"`
-	ReplyTo     addresses         `json:"reply_to"`
-	Subject     string            `json:"subject"`
-	HTML        *string           `json:"html"`
-	Text        *string           `json:"text"`
-	Headers     map[string]string `json:"headers"`
-	ScheduledAt string            `json:"scheduled_at"`
-	Attachments []attachment      `json:"attachments"`
-	Tags        []email.Tag       `json:"tags"`
-	Template    json.RawMessage   `json:"template"`
-	TopicID     *string           `json:"topic_id"`
+	From        string          `json:"from"`
+	To          addresses       `json:"to"`
+	Cc          addresses       `json:"cc"`
+	Bcc         addresses       `json:"bcc"`
+	ReplyTo     addresses       `json:"reply_to"`
+	Subject     string          `json:"subject"`
+	HTML        *string         `json:"html"`
+	Text        *string         `json:"text"`
+	Headers     headers         `json:"headers"`
+	ScheduledAt string          `json:"scheduled_at"`
+	Attachments attachments     `json:"attachments"`
+	Tags        tags            `json:"tags"`
+	Template    json.RawMessage `json:"template"`
+	TopicID     *string         `json:"topic_id"`
+
+	envelope []string // of a submission: who gets it, whoever is named in it; nil is who is named
+}
+
+// Lists are read up to one element more than they may hold: a body of a few
+// megabytes could name millions, and would take gigabytes before it is refused.
+
+// elements reads a JSON array up to one element beyond most.
+func elements[T any](data []byte, most int) ([]T, error) {
+	d := json.NewDecoder(bytes.NewReader(data))
+	if start, err := d.Token(); err != nil || start == nil {
+		return nil, err
+	} else if start != json.Delim('[') {
+		return nil, unlike[[]T](data)
+	}
+	all := []T{}
+	for d.More() && len(all) <= most {
+		var v T
+		if err := d.Decode(&v); err != nil {
+			return nil, err
+		}
+		all = append(all, v)
+	}
+	return all, nil
+}
+
+// unlike is the error of a value that is no T. The decoder adds the name of the field
+// to it.
+func unlike[T any](data []byte) error {
+	kind := "something else"
+	switch data[0] {
+	case '{':
+		kind = "object"
+	case '"':
+		kind = "string"
+	case 't', 'f':
+		kind = "bool"
+	case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
+		kind = "number"
+	}
+	return &json.UnmarshalTypeError{Value: kind, Type: reflect.TypeFor[T]()}
+}
+
+type batch []sendRequest
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (b *batch) UnmarshalJSON(data []byte) (err error) {
+	*b, err = elements[sendRequest](data, maxBatch)
+	return err
+}
+
+type attachments []attachment
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (a *attachments) UnmarshalJSON(data []byte) (err error) {
+	*a, err = elements[attachment](data, maxAttachments)
+	return err
+}
+
+type tags []email.Tag
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (t *tags) UnmarshalJSON(data []byte) (err error) {
+	*t, err = elements[email.Tag](data, maxTags)
+	return err
+}
+
+type headers map[string]string
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (h *headers) UnmarshalJSON(data []byte) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	if start, err := d.Token(); err != nil || start == nil {
+		return err
+	} else if start != json.Delim('{') {
+		return unlike[map[string]string](data)
+	}
+	*h = headers{}
+	for d.More() && len(*h) <= maxHeaders {
+		name, err := d.Token()
+		if err != nil {
+			return err
+		}
+		var value string
+		if err := d.Decode(&value); err != nil {
+			return err
+		}
+		(*h)[name.(string)] = value //nolint:errcheck // the names of an object are strings
+	}
+	return nil
 }
 
 // addresses is one address, or several.
@@ -51,10 +141,9 @@ func (a *addresses) UnmarshalJSON(data []byte) error {
 		}
 		return nil
 	}
-	var many []string
-	if err := json.Unmarshal(data, &many); err != nil {
-		// The decoder adds the name of the field to an error of this type.
-		return &json.UnmarshalTypeError{Value: "something else", Type: reflect.TypeFor[[]string]()}
+	many, err := elements[string](data, email.MaxRecipients)
+	if err != nil {
+		return unlike[[]string](data)
 	}
 	*a = many
 	return nil
@@ -155,6 +244,9 @@ func (a *API) draft(m sendRequest, now time.Time, batch bool) (draft, error) {
 	if len(m.Template) > 0 && string(m.Template) != "null" {
 		return d, invalid("Templates are not supported yet: send `html` or `text`.")
 	}
+	if m.TopicID != nil && *m.TopicID != "" {
+		return d, invalid("Topics are not supported yet: send without `topic_id`, to people who want it.")
+	}
 	steps := []func() error{
 		func() error { return a.draftFrom(&d, m) },
 		func() error { return a.draftRecipients(&d, m) },
@@ -196,6 +288,10 @@ func (a *API) draftRecipients(d *draft, m sendRequest) error {
 		return missing("to")
 	}
 	seen := map[string]bool{}
+	wanted := map[string]bool{}
+	for _, to := range m.envelope {
+		wanted[lower(to)] = true
+	}
 	for _, field := range []struct {
 		kind   email.RecipientKind
 		values addresses
@@ -208,7 +304,7 @@ func (a *API) draftRecipients(d *draft, m sendRequest) error {
 			if err != nil {
 				return err
 			}
-			if key := strings.ToLower(mailbox.Addr()); !seen[key] {
+			if key := strings.ToLower(mailbox.Addr()); !seen[key] && (m.envelope == nil || wanted[key]) {
 				seen[key] = true
 				d.recipients = append(d.recipients, recipient{field.kind, mailbox})
 			}

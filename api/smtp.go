@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"mime"
 	"net"
 	"net/http"
 	"net/url"
@@ -24,7 +26,8 @@ import (
 const (
 	smtpRecipients = 150 // 50 each in To, Cc and Bcc
 	smtpIdle       = 5 * time.Minute
-	smtpParts      = 1000 // of a message
+	smtpParts      = 1000 // of a message, those that hold others included
+	smtpDepth      = 10   // of parts within parts
 )
 
 // Submission is SMTP submission (RFC 6409): the user is called anything, the
@@ -52,6 +55,7 @@ type submission struct {
 	ip, client string
 	token      string
 	failures   int
+	size       int64 // in bytes that the client has announced, or 0
 	recipients []string
 }
 
@@ -79,7 +83,7 @@ func (s *submission) signIn(token string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	r := s.request(ctx, token, "")
+	r := s.request(ctx, token)
 	if err := s.api.customer(sends)(ctx, http.Header{}, r); err != nil {
 		s.failures++
 		return s.refuse(ctx, r, err)
@@ -89,12 +93,9 @@ func (s *submission) signIn(token string) error {
 }
 
 // request is what a submission looks like to the rest of the API.
-func (s *submission) request(ctx context.Context, token, idempotencyKey string) *request {
+func (s *submission) request(ctx context.Context, token string) *request {
 	hr := &http.Request{Method: "SMTP", URL: &url.URL{Path: "/smtp"}, Header: http.Header{"User-Agent": {"SMTP " + s.client}}, RemoteAddr: s.ip + ":0"}
 	hr.Header.Set("Authorization", "Bearer "+token)
-	if idempotencyKey != "" {
-		hr.Header.Set("Idempotency-Key", idempotencyKey)
-	}
 	id := newID()
 	return &request{Request: hr.WithContext(ctx), id: id, by: domain.Authority{
 		Actor: domain.Actor{Kind: domain.Anonymous, ID: "anonymous"}, Account: domain.Platform,
@@ -128,11 +129,14 @@ func (s *submission) refuse(ctx context.Context, r *request, err error) error {
 }
 
 // Mail implements smtp.Session.
-func (s *submission) Mail(string, *smtp.MailOptions) error {
+func (s *submission) Mail(_ string, options *smtp.MailOptions) error {
 	if s.token == "" {
 		return reject(530, smtp.EnhancedCode{5, 7, 0}, "Authentication required: the password is an API key.")
 	}
-	s.recipients = nil
+	s.recipients, s.size = nil, 0
+	if options != nil {
+		s.size = options.Size
+	}
 	return nil
 }
 
@@ -149,16 +153,29 @@ func (s *submission) Rcpt(to string, _ *smtp.RcptOptions) error {
 func (s *submission) Data(body io.Reader) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	r := s.request(ctx, s.token)
+	if err := s.api.customer(sends)(ctx, http.Header{}, r); err != nil {
+		return s.refuse(ctx, r, err)
+	}
+	size := int64(maxEmailBody)
+	if s.size > 0 { // an estimate (RFC 1870, 6.1)
+		size = min(size, s.size+s.size/4+64<<10)
+	}
+	release, err := s.api.bodies.take(ctx, r.by.Account, size)
+	if err != nil {
+		return s.refuse(ctx, r, err)
+	}
+	defer release()
+	body = http.MaxBytesReader(nil, io.NopCloser(body), size)
 	m, idempotencyKey, err := readMessage(body, s.recipients, s.api.CheckHeader)
-	r := s.request(ctx, s.token, idempotencyKey)
 	if err != nil {
 		if told, ok := errors.AsType[*smtp.SMTPError](err); ok {
 			return told
 		}
 		return s.refuse(ctx, r, invalid("The message cannot be read: %v.", err))
 	}
-	if err := s.api.customer(sends)(ctx, http.Header{}, r); err != nil {
-		return s.refuse(ctx, r, err)
+	if idempotencyKey != "" {
+		r.Header.Set("Idempotency-Key", idempotencyKey)
 	}
 	out, err := s.api.send(domain.Within(ctx, r.by), r, m)
 	if err != nil {
@@ -180,14 +197,15 @@ func (s *submission) Logout() error { return nil }
 // idempotencyHeader is the header that Resend's SMTP knows.
 const idempotencyHeader = "Resend-Idempotency-Key"
 
-// readMessage makes a request of a message. Recipients that its headers do not
-// name are blind copies.
+// readMessage makes a request of a message. The envelope says who gets it (RFC
+// 5321, 2.3.1), whoever its headers name; who is not named there gets a blind copy.
 func readMessage(body io.Reader, recipients []string, check func(name, value string) error) (m sendRequest, idempotencyKey string, err error) {
-	r, err := mail.CreateReader(bufio.NewReader(body))
+	e, err := message.Read(bufio.NewReader(body))
 	if err != nil && !message.IsUnknownCharset(err) {
 		return m, "", err
 	}
-	h := r.Header
+	h := mail.Header{Header: e.Header}
+	m.envelope = recipients
 	if m.From, err = h.Text("From"); err != nil {
 		return m, "", err
 	}
@@ -227,44 +245,69 @@ func readMessage(body io.Reader, recipients []string, check func(name, value str
 			m.Headers[name] = value
 		}
 	}
-	return m, idempotencyKey, readParts(r, &m)
+	return m, idempotencyKey, (&partReader{m: &m}).read(e, 1)
 }
 
-func readParts(r *mail.Reader, m *sendRequest) error {
-	for n := 0; ; n++ {
-		if n == smtpParts {
-			return errors.New("it has too many parts")
-		}
-		p, err := r.NextPart()
+// partReader takes a message apart.
+type partReader struct {
+	m     *sendRequest
+	parts int
+}
+
+// read takes in an entity, and those within it. A message can hold parts within parts
+// without an end.
+func (p *partReader) read(e *message.Entity, depth int) error {
+	if p.parts++; p.parts > smtpParts || depth > smtpDepth {
+		return errors.New("it has too many parts")
+	}
+	inner := e.MultipartReader()
+	if inner == nil {
+		return p.leaf(e)
+	}
+	for {
+		part, err := inner.NextPart()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil && !message.IsUnknownCharset(err) {
 			return err
 		}
-		data, err := io.ReadAll(p.Body)
-		if err != nil {
+		if err := p.read(part, depth+1); err != nil {
 			return err
 		}
-		switch h := p.Header.(type) {
-		case *mail.AttachmentHeader:
-			name, _ := h.Filename() // one that cannot be read is none
-			kind, _, _ := h.ContentType()
-			m.Attachments = append(m.Attachments, attachment{Filename: name, ContentType: kind, Content: data})
-		case *mail.InlineHeader:
-			text := string(data)
-			kind, params, _ := h.ContentType()
-			switch {
-			case kind == "text/html" && m.HTML == nil:
-				m.HTML = &text
-			case (kind == "text/plain" || kind == "") && m.Text == nil:
-				m.Text = &text
-			default:
-				id := strings.Trim(h.Get("Content-Id"), "<>")
-				m.Attachments = append(m.Attachments, attachment{Filename: params["name"], ContentType: kind, ContentID: id, Content: data})
-			}
+	}
+}
+
+func (p *partReader) leaf(e *message.Entity) error {
+	data, err := io.ReadAll(e.Body)
+	if err != nil {
+		return err
+	}
+	kind, _, _ := e.Header.ContentType() // one that cannot be read is none
+	disposition, _, _ := e.Header.ContentDisposition()
+	name, _ := (&mail.AttachmentHeader{Header: e.Header}).Filename()
+	inline := disposition == "inline" || disposition != "attachment" && (strings.HasPrefix(kind, "text/") || kind == "")
+	text := string(data)
+	switch {
+	case inline && kind == "text/html" && p.m.HTML == nil:
+		p.m.HTML = &text
+		return nil
+	case inline && (kind == "text/plain" || kind == "") && p.m.Text == nil:
+		p.m.Text = &text
+		return nil
+	}
+	at := attachment{Filename: name, ContentType: kind, Content: data}
+	if at.Filename == "" {
+		at.Filename = fmt.Sprintf("part-%d", p.parts)
+		if extensions, err := mime.ExtensionsByType(kind); err == nil && len(extensions) > 0 {
+			at.Filename += extensions[0]
 		}
 	}
+	if disposition != "attachment" {
+		at.ContentID = strings.Trim(e.Header.Get("Content-Id"), "<>")
+	}
+	p.m.Attachments = append(p.m.Attachments, at)
+	return nil
 }
 
 // loginServer is AUTH LOGIN, which the library has no server for. A client may

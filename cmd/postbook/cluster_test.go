@@ -38,7 +38,7 @@ func TestTwoProcessesOnACluster(t *testing.T) {
 	b := launchBeside(t, a, env...)
 	a.says(t, "the partition is another process's from now on")
 
-	load := &clusterLoad{t: t, instances: []*instance{a, b}, accepted: map[string]bool{}}
+	load := &clusterLoad{t: t, instances: []*instance{a, b}, accepted: map[string]bool{}, silent: map[*instance]time.Time{}}
 	load.start()
 	load.goesOn(sink)
 	rounds, long := 1, os.Getenv("POSTBOOK_TEST_LONG") != ""
@@ -184,7 +184,8 @@ func (i *instance) says(t *testing.T, what string) {
 	})
 }
 
-// clusterLoad sends from clients that ask whichever instance answers.
+// clusterLoad sends from clients that ask whichever instance answers: one that has
+// not is left alone for a while, as by what shares out requests among hosts.
 type clusterLoad struct {
 	t         testing.TB
 	instances []*instance
@@ -194,6 +195,7 @@ type clusterLoad struct {
 	mu         sync.Mutex
 	accepted   map[string]bool
 	unanswered int
+	silent     map[*instance]time.Time // since when
 }
 
 func (l *clusterLoad) start() {
@@ -202,10 +204,23 @@ func (l *clusterLoad) start() {
 	for c := range 4 {
 		l.clients.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
-				l.send(ctx, l.instances[(c+n)%len(l.instances)], fmt.Sprintf("c%d-n%d@rcpt.test", c, n))
+				l.send(ctx, l.next(c+n), fmt.Sprintf("c%d-n%d@rcpt.test", c, n))
 			}
 		})
 	}
+}
+
+// next is the instance that is asked next.
+func (l *clusterLoad) next(n int) *instance {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for k := range l.instances {
+		i := l.instances[(n+k)%len(l.instances)]
+		if time.Since(l.silent[i]) > 5*time.Second {
+			return i
+		}
+	}
+	return l.instances[n%len(l.instances)]
 }
 
 func (l *clusterLoad) send(ctx context.Context, i *instance, to string) {
@@ -215,6 +230,9 @@ func (l *clusterLoad) send(ctx context.Context, i *instance, to string) {
 	if err != nil || r.status/100 != 2 {
 		l.mu.Lock()
 		l.unanswered++
+		if errors.Is(err, context.DeadlineExceeded) {
+			l.silent[i] = time.Now()
+		}
 		l.mu.Unlock()
 		select {
 		case <-time.After(50 * time.Millisecond): // as a polite client
