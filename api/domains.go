@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"time"
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/name"
@@ -115,20 +116,62 @@ func (a *API) AddDomain(ctx context.Context, by domain.Authority, account string
 	if err := a.checkDomain(&add); err != nil {
 		return "", err
 	}
+	// Whoever asked may go away: what was begun is brought to an end.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWithin)
+	defer cancel()
 	id = newID().String()
-	take, release := by, by
-	take.Account, take.Command, release.Command = account, newID(), newID()
-	if _, err := eventstore.Execute(ctx, a.Store, name.Decider, name.Stream(add.Name), name.Command(name.Take{Authority: take, Sender: id})); err != nil {
-		if r := domain.Refused(err); r != nil && r.Code == domain.Taken {
-			return "", domain.RefuseField(domain.Taken, "name", "The `%s` domain has been registered already.", add.Name)
-		}
+	if err := a.takeName(ctx, by, account, add.Name, id); err != nil {
 		return "", err
 	}
-	if err = a.addTaken(ctx, by, account, id, add); err != nil {
-		_, undo := eventstore.Execute(context.WithoutCancel(ctx), a.Store, name.Decider, name.Stream(add.Name), name.Command(name.Release{Authority: release, Sender: id}))
-		return "", errors.Join(err, undo)
+	recorded, err := a.addTaken(ctx, by, account, id, add)
+	if domain.Refused(err) != nil || errors.Is(err, errNoKey) {
+		return "", errors.Join(err, a.releaseName(ctx, by, add.Name, id))
 	}
-	return id, nil
+	if err != nil {
+		return "", err // the domain may be there: if it is not, the account takes the name again
+	}
+	return id, a.settled(ctx, account, recorded)
+}
+
+// endWithin is how long a change of several steps may take.
+const endWithin = time.Minute
+
+// takeName takes a domain name for an account. One that the account holds for a domain
+// that is not there any more, because the process ended in the middle, is taken again.
+func (a *API) takeName(ctx context.Context, by domain.Authority, account, domainName, id string) error {
+	by.Account, by.Command = account, newID()
+	take := name.Command(name.Take{Authority: by, Sender: id})
+	_, err := eventstore.Execute(ctx, a.Store, name.Decider, name.Stream(domainName), take)
+	if r := domain.Refused(err); r == nil || r.Code != domain.Taken {
+		return err
+	}
+	taken := domain.RefuseField(domain.Taken, "name", "The `%s` domain has been registered already.", domainName)
+	holder, _, err := eventstore.Load(ctx, a.Store, name.Decider, name.Stream(domainName))
+	if err != nil || holder.Account != account {
+		return errors.Join(err, taken)
+	}
+	held, _, err := eventstore.Load(ctx, a.Store, sender.Decider, sender.Stream(account, holder.Sender))
+	if err != nil || held.Name != "" && !held.Removed {
+		return errors.Join(err, taken)
+	}
+	if held.Name == "" {
+		history, err := a.Store.History(ctx, name.Stream(domainName))
+		if err != nil || len(history) == 0 || a.Now().Sub(history[len(history)-1].Time) < 2*endWithin {
+			return errors.Join(err, taken) // it may be about to be added
+		}
+	}
+	if err := a.releaseName(ctx, by, domainName, holder.Sender); err != nil {
+		return err
+	}
+	by.Command = newID()
+	_, err = eventstore.Execute(ctx, a.Store, name.Decider, name.Stream(domainName), name.Command(name.Take{Authority: by, Sender: id}))
+	return err
+}
+
+func (a *API) releaseName(ctx context.Context, by domain.Authority, domainName, id string) error {
+	by.Command = newID()
+	_, err := eventstore.Execute(ctx, a.Store, name.Decider, name.Stream(domainName), name.Command(name.Release{Authority: by, Sender: id}))
+	return err
 }
 
 func (a *API) checkDomain(add *AddDomain) (err error) {
@@ -153,26 +196,25 @@ func (a *API) checkDomain(add *AddDomain) (err error) {
 	return nil
 }
 
-func (a *API) addTaken(ctx context.Context, by domain.Authority, account, id string, add AddDomain) error {
+// errNoKey says that no domain was added, because it has no signing key.
+var errNoKey = errors.New("there is no signing key")
+
+func (a *API) addTaken(ctx context.Context, by domain.Authority, account, id string, add AddDomain) ([]domain.Recorded, error) {
 	private, public, err := a.NewKey()
 	if err != nil {
-		return fmt.Errorf("make a signing key: %w", err)
+		return nil, fmt.Errorf("make a signing key: %w: %w", errNoKey, err)
 	}
 	sealed, err := a.Vault.Seal(ctx, account, classSecret, id, private)
 	if err != nil {
-		return fmt.Errorf("seal a signing key: %w", err)
+		return nil, fmt.Errorf("seal a signing key: %w: %w", errNoKey, err)
 	}
-	recorded, err := eventstore.Execute(ctx, a.Store, sender.Decider, sender.Stream(account, id), sender.Command(sender.Add{
+	return eventstore.Execute(ctx, a.Store, sender.Decider, sender.Stream(account, id), sender.Command(sender.Add{
 		Authority: by,
 		Added: sender.Added{
 			Name: add.Name, Region: add.Region, ReturnPath: add.ReturnPath,
 			Selector: Selector, PublicKey: public, PrivateKey: sealed, Settings: add.Settings,
 		},
 	}))
-	if err != nil {
-		return err
-	}
-	return a.settled(ctx, account, recorded)
 }
 
 func (a *API) listDomains(ctx context.Context, r *request) (answer, error) {
@@ -308,12 +350,14 @@ func (a *API) deleteDomain(ctx context.Context, r *request) (answer, error) {
 		return answer{}, err
 	}
 	of, known := a.Directory.Sender(id)
+	// As when one is added. A process that ends in between leaves the name to the account.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWithin)
+	defer cancel()
 	out, err := a.commandDomain(ctx, r, id, sender.Remove{Authority: r.command()}, deletedBody{"domain", id, true})
 	if err != nil || !known {
 		return out, err
 	}
-	_, err = eventstore.Execute(ctx, a.Store, name.Decider, name.Stream(of.Name), name.Command(name.Release{Authority: r.command(), Sender: id}))
-	return out, err
+	return out, a.releaseName(ctx, r.command(), of.Name, id)
 }
 
 func (a *API) commandDomain(ctx context.Context, r *request, id string, c sender.Command, body any) (answer, error) {

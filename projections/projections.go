@@ -44,7 +44,7 @@ func ledgerOnly(*eventstore.Store) []string { return []string{eventstore.Ledger}
 
 // Connect opens a pool for writing read models. A commit does not wait for the
 // disk: the checkpoint is lost with the rows, and the log has both.
-func Connect(ctx context.Context, url string) (*pgxpool.Pool, error) {
+func Connect(ctx context.Context, url string, with ...func(*pgxpool.Config)) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		// pgx's own error repeats the URL, which holds a password.
@@ -53,5 +53,8 @@ func Connect(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	cfg.ConnConfig.RuntimeParams["synchronous_commit"] = "off"
 	cfg.ConnConfig.RuntimeParams["application_name"] = "postbook projections"
 	cfg.MaxConns = max(cfg.MaxConns, 8)
+	for _, change := range with {
+		change(cfg)
+	}
 	return pgxpool.NewWithConfig(ctx, cfg)
 }

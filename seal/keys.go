@@ -157,7 +157,11 @@ type Verifiers struct {
 // cannot be opened with two keys of one name and hash.
 func ParseVerifiers(log, witnesses []string) (Verifiers, error) {
 	var v Verifiers
-	for _, key := range once(log) {
+	keys := once(log)
+	if len(keys) == 0 {
+		return v, errors.New("seal: no public key of a log was given")
+	}
+	for _, key := range keys {
 		plain, err := note.NewVerifier(key)
 		if err != nil {
 			return v, fmt.Errorf("seal: %q is no public key of a log: %w", key, err)
@@ -178,11 +182,14 @@ func ParseVerifiers(log, witnesses []string) (Verifiers, error) {
 	return v, nil
 }
 
-// once is the texts in their order, each of them once.
+// once is the keys in their order, each of them once. One text may hold several, as a
+// file of keys does after a rotation.
 func once(texts []string) (kept []string) {
 	for _, t := range texts {
-		if !slices.Contains(kept, t) {
-			kept = append(kept, t)
+		for _, key := range strings.Fields(t) {
+			if !slices.Contains(kept, key) {
+				kept = append(kept, key)
+			}
 		}
 	}
 	return kept

@@ -129,7 +129,7 @@ func (w Witness) ask(ctx context.Context, l *Log, c Checkpoint, known int64) (li
 type WitnessServer struct {
 	dir    string
 	signer *tdnote.Signer
-	logs   map[string]note.Verifier // by instance, of whose logs it takes heads
+	logs   map[string][]note.Verifier // by instance, of whose logs it takes heads; several after a rotation
 
 	mu sync.Mutex
 }
@@ -141,13 +141,17 @@ func NewWitnessServer(dir string, key Key, logs []string) (*WitnessServer, error
 	if err != nil {
 		return nil, errDamaged
 	}
-	w := &WitnessServer{dir: dir, signer: signer, logs: map[string]note.Verifier{}}
-	for _, l := range logs {
+	w := &WitnessServer{dir: dir, signer: signer, logs: map[string][]note.Verifier{}}
+	keys := once(logs)
+	if len(keys) == 0 {
+		return nil, errors.New("seal: no public key of a log was given")
+	}
+	for _, l := range keys {
 		v, err := note.NewVerifier(l)
 		if err != nil {
 			return nil, fmt.Errorf("seal: %q is no public key of a log: %w", l, err)
 		}
-		w.logs[v.Name()] = v
+		w.logs[v.Name()] = append(w.logs[v.Name()], v)
 	}
 	return w, nil
 }
@@ -184,7 +188,7 @@ func (w *WitnessServer) add(body []byte) (answer []byte, status int) {
 	if !ok {
 		return []byte("this log is not known\n"), http.StatusNotFound
 	}
-	c, err := Verifiers{Log: []note.Verifier{log}}.Open(origin, signed)
+	c, err := Verifiers{Log: log}.Open(origin, signed)
 	switch {
 	case errors.Is(err, errUnsigned):
 		return []byte("it is not signed by the log\n"), http.StatusForbidden
@@ -211,7 +215,7 @@ func instanceOf(origin string) string {
 
 // cosign keeps a head, and then signs it.
 func (w *WitnessServer) cosign(c Checkpoint) (answer []byte, status int) {
-	opened, err := note.Open(c.Note, note.VerifierList(w.logs[instanceOf(c.Origin)]))
+	opened, err := note.Open(c.Note, note.VerifierList(w.logs[instanceOf(c.Origin)]...))
 	if err != nil {
 		return nil, http.StatusInternalServerError
 	}
@@ -239,7 +243,7 @@ func (w *WitnessServer) held(origin string) (Checkpoint, error) {
 	if err != nil {
 		return Checkpoint{}, err
 	}
-	return Verifiers{Log: []note.Verifier{w.logs[instanceOf(origin)]}}.Open(origin, signed)
+	return Verifiers{Log: w.logs[instanceOf(origin)]}.Open(origin, signed)
 }
 
 // parseAdd reads a request: "old" and a size, the hashes of a consistency proof,

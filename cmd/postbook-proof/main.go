@@ -16,8 +16,8 @@ import (
 )
 
 type arguments struct {
-	Key         []string `required:"" help:"Public key that signs the platform's seal."`
-	WitnessKeys []string `name:"witness-key" help:"Public key of a witness whose cosignature has to be there."`
+	Key         []string `sep:"none" required:"" help:"Public key that signs the platform's seal."`
+	WitnessKeys []string `sep:"none" name:"witness-key" help:"Public key of a witness whose cosignature has to be there."`
 	File        *os.File `arg:"" help:"The proof."`
 }
 
@@ -46,8 +46,8 @@ func (a arguments) check(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if len(c.Witnesses) < len(a.WitnessKeys) {
-		return fmt.Errorf("the checkpoint is cosigned by %d of the %d witnesses", len(c.Witnesses), len(a.WitnessKeys))
+	if len(c.Witnesses) < len(trusted.Witnesses) {
+		return fmt.Errorf("the checkpoint is cosigned by %d of the %d witnesses", len(c.Witnesses), len(trusted.Witnesses))
 	}
 	witnessed := "not witnessed"
 	if len(c.Witnesses) > 0 {

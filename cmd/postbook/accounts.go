@@ -37,6 +37,11 @@ type accountsOpen struct {
 
 // Run opens an account.
 func (c accountsOpen) Run(ctx context.Context, cfg Config, out output) error {
+	if c.Email != "" {
+		if _, err := parseMailbox(c.Email); err != nil {
+			return fmt.Errorf("--email: %q is no email address", c.Email)
+		}
+	}
 	return alone(ctx, cfg, func(ctx context.Context, s *server) error {
 		facts := map[string]string{"account_id": uuid.Must(uuid.NewV7()).String()}
 		id := facts["account_id"]
@@ -176,6 +181,11 @@ func (s asStaff) ask(ctx context.Context, cfg Config, out output, method, what s
 	}
 	if done, err := out.object(answer); done {
 		return err
+	}
+	if settled, told := answer["settled"].(bool); told && settled {
+		fmt.Println("Nothing of the account is on the wire any more.")
+	} else if told {
+		fmt.Println("NOT settled: mail of the account may still be on the wire. Give the command again.")
 	}
 	return accountsShow{ID: s.ID}.Run(ctx, cfg, out)
 }

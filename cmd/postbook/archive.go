@@ -207,7 +207,7 @@ func (archiveRun) Run(ctx context.Context, cfg Config, out output) error {
 }
 
 type archiveVerify struct {
-	Key []string `help:"Public key that signs the seal; give those that you keep. Without any, the data directory's own are used."`
+	Key []string `sep:"none" help:"Public key that signs the seal; give those that you keep. Without any, the data directory's own are used."`
 }
 
 // Run checks the segments. It needs no log, and no server.

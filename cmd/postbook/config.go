@@ -107,6 +107,9 @@ func (c *Config) check() error {
 			problems = append(problems, fmt.Errorf("%s: %q is not host:port", name, addr))
 		}
 	}
+	if c.HTTPAddr == "" {
+		problems = append(problems, errors.New("POSTBOOK_HTTP_ADDR: it is empty; give host:port, such as 127.0.0.1:7425"))
+	}
 	if c.Delivery == modeRelay {
 		u, err := url.Parse(c.RelayURL)
 		if err != nil || u.Host == "" || u.Scheme != "smtp" && u.Scheme != "smtps" {

@@ -132,4 +132,3 @@ func TestABatchIsTakenInOnceAcrossCrashes(t *testing.T) {
 		t.Errorf("%d emails are in the log, and %d were said to be", len(times), len(accepted))
 	}
 }
-

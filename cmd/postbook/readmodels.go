@@ -117,6 +117,11 @@ func reportDrift(ctx context.Context, store *eventstore.Store, by domain.Authori
 // verifyReadModels compares the read models with what the log makes of them, and
 // reports whether they are the same.
 func (c verifyCommand) verifyReadModels(ctx context.Context, cfg Config, out output) (bool, error) {
+	for _, name := range c.Model {
+		if _, err := projections.Find(name); err != nil {
+			return false, err
+		}
+	}
 	store, err := openLog(ctx, &cfg)
 	if err != nil {
 		return false, err

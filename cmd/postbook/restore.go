@@ -27,7 +27,7 @@ import (
 type restoreCommand struct {
 	Backup   string   `arg:"" type:"path" help:"Folder of one backup."`
 	Check    bool     `help:"Only check that the backup is as it was written."`
-	Key      []string `help:"Public key that signs the seal; give those that you keep. Without any, the backup's own are used, which whoever could change it could change too."`
+	Key      []string `sep:"none" help:"Public key that signs the seal; give those that you keep. Without any, the backup's own are used, which whoever could change it could change too."`
 	Replicas int      `help:"Servers of a NATS cluster that keep each stream. 0 is as many as did."`
 	Content  int      `default:"1000" help:"How many references to content are followed and held against their hash, spread over all. Whether the others point at something is looked at too."`
 }

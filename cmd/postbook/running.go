@@ -10,6 +10,8 @@ import (
 	"os"
 	"time"
 
+	"postbook.dev/postbook/api"
+	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/catalogue"
 	"postbook.dev/postbook/eventstore"
 	"postbook.dev/postbook/seal"
@@ -61,7 +63,13 @@ func openLog(ctx context.Context, cfg *Config) (*eventstore.Store, error) {
 	if err := cfg.whole(); err != nil {
 		return nil, err
 	}
+	var store *eventstore.Store
 	c := eventstore.Config{Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler), URL: cfg.NATSURL}
+	c.Refused = func(ctx context.Context, of domain.Stream, command domain.Command, r *domain.Refusal) {
+		api.RecordRefusal(ctx, store, of, command, r, func(err error) {
+			fmt.Fprintln(os.Stderr, "The refusal is not on record:", err)
+		})
+	}
 	if r, ok := found(*cfg); ok {
 		c.URL = r.NATSURL
 	}
@@ -85,9 +93,11 @@ func openLog(ctx context.Context, cfg *Config) (*eventstore.Store, error) {
 	}
 	if c.Dir != "" {
 		tune()
-		return eventstore.Open(ctx, c) // which may have to read a large log through
+		store, err = eventstore.Open(ctx, c) // which may have to read a large log through
+		return store, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	return eventstore.Open(ctx, c)
+	store, err = eventstore.Open(ctx, c)
+	return store, err
 }

@@ -19,10 +19,12 @@ import (
 	"runtime/debug"
 	runtimemetrics "runtime/metrics"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/emersion/go-smtp"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
@@ -282,13 +284,19 @@ func (s *server) openDatabase(ctx context.Context) error {
 		s.log.Warn("the database is away; mail is accepted, and nothing can be read", "error", err)
 	}
 	var err error
-	if s.writer, err = projections.Connect(ctx, writerURL); err != nil {
+	if s.writer, err = projections.Connect(ctx, writerURL, s.as("postbook_projector")); err != nil {
 		return err
 	}
-	for pool, url := range map[**pgxpool.Pool]string{&s.reader: readerURL, &s.maker: s.owner} {
-		if *pool, err = pgxpool.New(ctx, url); err != nil {
-			return errors.New("POSTBOOK_DATABASE_URL is not a PostgreSQL URL")
-		}
+	reader, err := pgxpool.ParseConfig(readerURL)
+	if err != nil {
+		return errors.New("POSTBOOK_DATABASE_URL is not a PostgreSQL URL")
+	}
+	s.as("postbook_reader")(reader)
+	if s.reader, err = pgxpool.NewWithConfig(ctx, reader); err != nil {
+		return err
+	}
+	if s.maker, err = pgxpool.New(ctx, s.owner); err != nil {
+		return errors.New("POSTBOOK_DATABASE_URL is not a PostgreSQL URL")
 	}
 	s.atEnd(func(context.Context) error {
 		s.writer.Close()
@@ -299,11 +307,42 @@ func (s *server) openDatabase(ctx context.Context) error {
 	return nil
 }
 
+// as has the connections of a pool to a database elsewhere give up the rights of the
+// database's owner for those of a role. In the private one, users have these rights
+// alone.
+func (s *server) as(role string) func(*pgxpool.Config) {
+	if s.cfg.DatabaseURL == "" {
+		return func(*pgxpool.Config) {}
+	}
+	var told sync.Once
+	return func(c *pgxpool.Config) {
+		c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, "set role "+role)
+			if failed, ok := errors.AsType[*pgconn.PgError](err); ok && failed.Code == "42501" { // insufficient_privilege
+				told.Do(func() {
+					s.log.Warn("the database is used with all rights of its owner: grant the role to that user", "role", role, "error", err)
+				})
+				return nil
+			}
+			return err
+		}
+	}
+}
+
 func (s *server) migrate(ctx context.Context) error {
 	if err := migrations.Apply(ctx, s.owner); err != nil {
 		return fmt.Errorf("bring the database schema up to date: %w", err)
 	}
-	return nil
+	if s.cfg.DatabaseURL == "" {
+		return nil
+	}
+	owner, err := pgx.Connect(ctx, s.owner)
+	if err != nil {
+		return fmt.Errorf("grant the narrower roles: %w", err)
+	}
+	// Whoever has made the roles may grant them; as says so if nobody has.
+	_, _ = owner.Exec(ctx, "grant postbook_projector, postbook_reader to current_user")
+	return owner.Close(ctx)
 }
 
 func (s *server) startCluster(ctx context.Context) error {
@@ -456,6 +495,9 @@ func (s *server) listen(context.Context) error {
 
 func (s *server) listenSMTP(context.Context) error {
 	if !s.cfg.runs(roleAPI) {
+		return nil
+	}
+	if s.cfg.SMTPAddr == "" {
 		return nil
 	}
 	listener, err := net.Listen("tcp", s.cfg.SMTPAddr)

@@ -19,9 +19,9 @@ type verifyCommand struct {
 	ReadModels  bool     `help:"Hold every row of the read models against what the log makes of them."`
 	Model       []string `help:"Only these read models."`
 	Repair      bool     `help:"Put rows of read models back, after what was found is on record."`
-	Key         []string `help:"Public key that signs the seal; give those that you keep. Without any, the data directory's own are used, which whoever could change the log could change too."`
-	Copy        []string `help:"Folder or file of checkpoints that were kept elsewhere."`
-	WitnessKeys []string `name:"witness-key" help:"Public key of a witness whose cosignatures count."`
+	Key         []string `sep:"none" help:"Public key that signs the seal; give those that you keep. Without any, the data directory's own are used, which whoever could change the log could change too."`
+	Copy        []string `help:"Folder of checkpoints that were kept elsewhere."`
+	WitnessKeys []string `sep:"none" name:"witness-key" help:"Public key of a witness whose cosignatures count."`
 }
 
 // Run verifies what is asked for, or everything: beside a running server, or
@@ -66,6 +66,9 @@ func (c verifyCommand) verifyLog(ctx context.Context, cfg Config, out output) (b
 	defer done()
 	older, err := openArchive(cfg)
 	if err != nil {
+		return false, err
+	}
+	if err := c.copiesThere(reading.logs); err != nil {
 		return false, err
 	}
 	sound := true
@@ -115,7 +118,7 @@ func (c verifyCommand) verifyLog(ctx context.Context, cfg Config, out output) (b
 // against is what the logs are held against, and the name of the instance.
 func (c verifyCommand) against(cfg Config) (seal.Verification, string, error) {
 	keys := c.Key
-	if len(keys) == 0 {
+	if keys == nil {
 		text, err := os.ReadFile(cfg.sealPath(publicKeys))
 		if err != nil {
 			return seal.Verification{}, "", fmt.Errorf("find the public keys of the seal: %w", err)
@@ -181,6 +184,29 @@ func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func()
 		}
 	}
 	return read, func() { _ = store.Close() }, nil
+}
+
+// copiesThere makes sure that each place that was given holds something: one that is
+// mistyped would make a verification that looks at less than was asked for.
+func (c verifyCommand) copiesThere(logs []string) error {
+	for _, text := range c.Copy {
+		place, err := notary.ParsePlace(text)
+		if err != nil {
+			return err
+		}
+		held := false
+		for _, log := range logs {
+			head, err := place.Get(log)
+			if err != nil {
+				return fmt.Errorf("read the copy in %s: %w", place, err)
+			}
+			held = held || head != nil
+		}
+		if !held {
+			return fmt.Errorf("--copy: %s holds no checkpoint of any log", place)
+		}
+	}
+	return nil
 }
 
 // copies finds what was kept of a log elsewhere: by witnesses, and in the places

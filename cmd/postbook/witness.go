@@ -15,7 +15,7 @@ import (
 type witnessCommand struct {
 	Addr string   `default:"127.0.0.1:7426" help:"Address to listen at. Put TLS in front of it."`
 	Dir  string   `default:"./.postbook-witness" help:"Holds the witness's key, and the newest head of each log."`
-	Logs []string `arg:"" name:"log" help:"Public keys of the platforms whose logs it witnesses: what their public.keys hold."`
+	Logs []string `sep:"none" arg:"" name:"log" help:"Public keys of the platforms whose logs it witnesses: what their public.keys hold."`
 }
 
 // Run is a witness (C2SP tlog-witness) for other people's logs, best on a machine
