@@ -660,7 +660,7 @@ func (s *server) serveHTTP(ctx context.Context, group *errgroup.Group) error {
 		mux.Handle("/console/", s.console.Handler())
 		mux.Handle("/console", http.RedirectHandler("/console/", http.StatusSeeOther))
 	}
-	srv := api.Server(mux, s.log)
+	srv := api.Server(behindProxies(s.cfg.Proxies, mux), s.log)
 	group.Go(func() error {
 		if err := srv.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve HTTP: %w", err)
