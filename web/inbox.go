@@ -3,7 +3,6 @@ package web
 import (
 	"context"
 	"errors"
-	"net/http"
 	"strings"
 
 	"postbook.dev/postbook/domain"
@@ -11,7 +10,7 @@ import (
 
 const inboxSize = 50
 
-var errNoInbox = problemError{http.StatusNotFound, "Mail leaves this machine: there is no sandbox to look into."}
+var errNoInbox = notFound("Mail leaves this machine: there is no sandbox to look into.")
 
 func (c *Console) inbox(_ context.Context, _ *visit) (view, error) {
 	if c.Inbox == nil {
@@ -40,7 +39,7 @@ func (c *Console) received(v *visit) (Received, error) {
 	}
 	m, err := c.Inbox.Get(v.PathValue("id"))
 	if errors.Is(err, ErrNotFound) {
-		return m, problemError{http.StatusNotFound, "There is no such message."}
+		return m, notFound("There is no such message.")
 	}
 	return m, err
 }

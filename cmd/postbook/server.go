@@ -426,7 +426,8 @@ func (s *server) openConsole(context.Context) error {
 		Directory: s.directory,
 		Tables:    projections.NewTables(s.reader),
 		Vault:     s.vault,
-		SignIn:    s.api.SignIn,
+		SignIn:    s.signIn,
+		Record:    s.api.Record,
 		Seal:      s.witnessed,
 		Now:       time.Now,
 		Log:       s.log,
@@ -437,6 +438,19 @@ func (s *server) openConsole(context.Context) error {
 	console, err := web.New(c)
 	s.console = console
 	return err
+}
+
+// signIn tells the console in its own words why somebody may not come in.
+func (s *server) signIn(ctx context.Context, email, password, ip string) (directory.Person, error) {
+	person, err := s.api.SignIn(ctx, email, password, ip)
+	e, told := errors.AsType[*api.Error](err)
+	switch {
+	case told && e.Status == http.StatusUnauthorized:
+		return person, web.ErrCredentials
+	case told:
+		return person, web.Problem{Status: e.Status, Name: e.Name, Text: e.Message}
+	}
+	return person, err
 }
 
 func (s *server) listen(context.Context) error {
