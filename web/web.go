@@ -34,7 +34,7 @@ type Vault interface {
 
 // Inbox is what the sandbox has received.
 type Inbox interface {
-	List(limit int) ([]Received, error)
+	List(before string, limit int) ([]Received, error) // the newest; before is the id of the last one of the page above
 	Get(id string) (Received, error)
 }
 
