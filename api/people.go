@@ -3,9 +3,11 @@ package api
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -21,66 +23,148 @@ import (
 	"postbook.dev/postbook/eventstore"
 )
 
-// A guard slows down guessing. It counts failures by address and by remote
-// address, and remembers which codes were used.
+// A guard slows down guessing. It counts attempts before they are tried, so that
+// many at once are no more than one after the other, and forgets those that
+// succeed. It remembers which codes were used.
 type guard struct {
 	now  func() time.Time
 	work *semaphore.Weighted // hashing at the same time: each takes 64 MB
 
 	mu       sync.Mutex
-	failures map[string]failures
-	codes    map[string]time.Time // used codes, until they are no longer valid
+	attempts map[attempt]attempts
+	swept    time.Time          // when attempts that are over were removed last
+	codes    map[code]time.Time // used codes, until they are no longer valid
 }
 
-type failures struct {
+// attempt is what attempts are counted by. What strangers name is hashed: it may
+// be long, and it may be somebody's address.
+type attempt struct {
+	kind    domain.ActorKind
+	address [sha256.Size]byte // zero for all from one remote address
+	ip      string
+}
+
+type attempts struct {
 	count int
 	since time.Time
 }
 
-// The rule against guessing: this many failures in this time, then no more
-// tries until the time is over.
+// code is a person's code in one step of time.
+type code struct {
+	person string
+	step   int64
+}
+
+// The rule against guessing: this many failures for one address from one remote
+// address in this time, then no more tries until the time is over. Others may
+// share the remote address, so what comes from there is only slowed down, apart
+// for staff and for members.
 const (
 	guesses     = 10
 	guessWindow = 15 * time.Minute
+	guessPause  = time.Second
 	hashAtOnce  = 2
 )
 
 func newGuard(now func() time.Time) *guard {
-	return &guard{now: now, work: semaphore.NewWeighted(hashAtOnce), failures: map[string]failures{}, codes: map[string]time.Time{}}
+	return &guard{now: now, work: semaphore.NewWeighted(hashAtOnce), attempts: map[attempt]attempts{}, codes: map[code]time.Time{}}
 }
 
-func (g *guard) allows(keys ...string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, k := range keys {
-		if f := g.failures[k]; f.count >= guesses && g.now().Sub(f.since) < guessWindow {
-			return false
-		}
+func attemptsOf(kind domain.ActorKind, p proof) [2]attempt {
+	ip := network(p.ip)
+	return [2]attempt{{kind, sha256.Sum256([]byte(lower(p.email))), ip}, {kind: kind, ip: ip}}
+}
+
+// network is the address that somebody has, and of IPv6 the 64 bits that they do
+// not choose themselves (RFC 4291, 2.5.1).
+func network(ip string) string {
+	addr, err := netip.ParseAddr(ip)
+	if err != nil || addr.Is4() || addr.Is4In6() {
+		return ip
 	}
-	return true
+	prefix, err := addr.WithZone("").Prefix(64)
+	if err != nil {
+		return ip
+	}
+	return prefix.String()
 }
 
-func (g *guard) failed(keys ...string) {
+// begin counts an attempt, and says how long it has to wait or that it may not be
+// made.
+func (g *guard) begin(kind domain.ActorKind, p proof) (wait time.Duration, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := g.now()
-	for k, f := range g.failures {
-		if now.Sub(f.since) >= guessWindow {
-			delete(g.failures, k)
-		}
+	g.sweep(now)
+	keys := attemptsOf(kind, p)
+	if g.recent(keys[0], now).count >= guesses {
+		return 0, false
+	}
+	if g.recent(keys[1], now).count >= guesses {
+		wait = guessPause
 	}
 	for _, k := range keys {
-		f := g.failures[k]
-		if f.count == 0 {
-			f.since = now
-		}
+		f := g.recent(k, now)
 		f.count++
-		g.failures[k] = f
+		g.attempts[k] = f
+	}
+	return wait, true
+}
+
+// recent is what was counted in the window that is open at a time.
+func (g *guard) recent(k attempt, now time.Time) attempts {
+	f, ok := g.attempts[k]
+	if !ok || now.Sub(f.since) >= guessWindow {
+		return attempts{since: now}
+	}
+	return f
+}
+
+func (g *guard) sweep(now time.Time) {
+	if now.Sub(g.swept) < time.Minute {
+		return
+	}
+	g.swept = now
+	for k, f := range g.attempts {
+		if now.Sub(f.since) >= guessWindow {
+			delete(g.attempts, k)
+		}
 	}
 }
 
-// fresh reports whether a code was not used before, and marks it as used.
-func (g *guard) fresh(person, code string) bool {
+// giveBack takes back the count of an attempt that was no guess.
+func (g *guard) giveBack(kind domain.ActorKind, p proof) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, k := range attemptsOf(kind, p) {
+		f, ok := g.attempts[k]
+		switch {
+		case !ok: // its window is over
+		case f.count <= 1:
+			delete(g.attempts, k)
+		default:
+			f.count--
+			g.attempts[k] = f
+		}
+	}
+}
+
+// turn waits for the attempt's pause, and then until it may hash. Whoever gets a
+// turn gives it back to g.work.
+func (g *guard) turn(ctx context.Context, wait time.Duration) error {
+	if wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return g.work.Acquire(ctx, 1)
+}
+
+// fresh reports whether a person's code of one step of time was not used before,
+// and marks it as used.
+func (g *guard) fresh(c code) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := g.now()
@@ -89,11 +173,10 @@ func (g *guard) fresh(person, code string) bool {
 			delete(g.codes, k)
 		}
 	}
-	key := person + " " + code
-	if _, used := g.codes[key]; used {
+	if _, used := g.codes[c]; used {
 		return false
 	}
-	g.codes[key] = now.Add(2 * time.Minute)
+	g.codes[c] = now.Add(2 * time.Minute)
 	return true
 }
 
@@ -141,24 +224,26 @@ func (a *API) SignIn(ctx context.Context, email, password, ip string) (directory
 
 // signIn does the same work for somebody who does not exist.
 func (a *API) signIn(ctx context.Context, kind domain.ActorKind, p proof) (directory.Person, error) {
-	keys := []string{string(kind) + " " + lower(p.email), "ip " + p.ip}
-	if !a.staff.allows(keys...) {
+	wait, ok := a.staff.begin(kind, p)
+	if !ok {
 		return directory.Person{}, &Error{429, "Too many attempts to sign in. Try again later.", "rate_limit_exceeded"}
 	}
 	var person directory.Person
 	for _, candidate := range a.Directory.People(kind) {
 		index, err := a.Vault.Index(ctx, candidate.Account, lower(p.email))
 		if err != nil {
-			return person, err
+			a.staff.giveBack(kind, p)
+			return directory.Person{}, err
 		}
 		if subtle.ConstantTimeCompare([]byte(index), []byte(candidate.Index)) == 1 {
 			person = candidate
 		}
 	}
-	if err := a.staff.work.Acquire(ctx, 1); err != nil {
+	if err := a.staff.turn(ctx, wait); err != nil {
+		a.staff.giveBack(kind, p)
 		return directory.Person{}, errUnavailable
 	}
-	ok := matches(person.Password, p.password) && person.ID != ""
+	ok = matches(person.Password, p.password) && person.ID != ""
 	a.staff.work.Release(1)
 	if ok && kind == domain.Staff {
 		var err error
@@ -167,23 +252,35 @@ func (a *API) signIn(ctx context.Context, kind domain.ActorKind, p proof) (direc
 		}
 	}
 	if !ok {
-		a.staff.failed(keys...)
 		return directory.Person{}, errStaffLogin
 	}
+	a.staff.giveBack(kind, p)
 	return person, nil
 }
 
-func (a *API) secondFactor(ctx context.Context, person directory.Person, code string) (bool, error) {
+const codeStep = 30 // seconds that a code is for (RFC 6238, 5.2)
+
+// secondFactor takes the code of this step of time, or of one to either side, each
+// once (RFC 6238, 5.2).
+func (a *API) secondFactor(ctx context.Context, person directory.Person, shown string) (bool, error) {
+	if len(shown) != 6 || strings.Trim(shown, "0123456789") != "" {
+		return false, nil
+	}
 	secret, err := a.Vault.Open(ctx, person.Account, classUser, person.ID, person.TOTP)
 	if err != nil {
 		return false, fmt.Errorf("open the second factor of %s: %w", person.ID, err)
 	}
-	// One step of 30 seconds to either side (RFC 6238, 5.2), each code once.
-	ok, err := totp.ValidateCustom(code, string(secret), a.Now().UTC(), totp.ValidateOpts{Period: 30, Skew: 1, Digits: 6})
-	if err != nil {
-		return false, nil //nolint:nilerr // a code of the wrong form is a wrong code
+	now := a.Now().Unix() / codeStep
+	for step := now - 1; step <= now+1; step++ {
+		want, err := totp.GenerateCode(string(secret), time.Unix(step*codeStep, 0))
+		if err != nil {
+			return false, fmt.Errorf("read the second factor of %s: %w", person.ID, err)
+		}
+		if subtle.ConstantTimeCompare([]byte(want), []byte(shown)) == 1 && a.staff.fresh(code{person.ID, step}) {
+			return true, nil
+		}
 	}
-	return ok && a.staff.fresh(person.ID, code), nil
+	return false, nil
 }
 
 const minPassword = 12 // characters

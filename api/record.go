@@ -53,6 +53,11 @@ func (r *recorder) close() {
 	<-r.done
 }
 
+// Record puts what the console answered on record, as record does for the API.
+func (a *API) Record(ctx context.Context, by domain.Authority, e access.Answered, wait bool) error {
+	return a.recorder.record(ctx, by, e, wait)
+}
+
 // record puts an answer on record. If wait is set it returns when the record is
 // acknowledged, and for staff when it is on disk.
 func (r *recorder) record(ctx context.Context, by domain.Authority, e access.Answered, wait bool) error {

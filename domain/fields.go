@@ -34,6 +34,7 @@ var Vocabulary = map[Field]Category{
 	"email.scheduled_at": Metadata,
 	"email.message_id":   Metadata,
 	"email.timeline":     Metadata,
+	"email.reply":        Address, // what receiving servers said, which mostly names the recipient
 	"email.from":         Address,
 	"email.to":           Address,
 	"email.cc":           Address,

@@ -235,3 +235,8 @@ func (t *Tables) Emails(ctx context.Context, account string, p Page) ([]Email, b
 func (t *Tables) Email(ctx context.Context, account, id string) (Email, error) {
 	return one[Email](ctx, t, "emails", account, id)
 }
+
+// EmailsNamed finds those of an account's emails that have one of the ids.
+func (t *Tables) EmailsNamed(ctx context.Context, account string, ids []string) ([]Email, error) {
+	return collect[Email](ctx, t, "select * from emails x where account_id = $1 and id = any($2)", account, ids)
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net/http"
 	"time"
 
 	"postbook.dev/postbook/domain"
@@ -35,7 +34,7 @@ func (c *Console) emails(ctx context.Context, v *visit) (view, error) {
 	after := v.URL.Query().Get("after")
 	rows, more, err := c.Tables.Emails(ctx, v.by.Account, projections.Page{Limit: perPage, After: after})
 	if errors.Is(err, projections.ErrBadCursor) {
-		return view{}, problemError{http.StatusNotFound, "There is no such page of the list."}
+		return view{}, notFound("There is no such page of the list.")
 	}
 	if err != nil {
 		return view{}, err
@@ -94,7 +93,7 @@ type recipientRow struct {
 func (c *Console) email(ctx context.Context, v *visit) (view, error) {
 	row, err := c.Tables.Email(ctx, v.by.Account, v.PathValue("id"))
 	if errors.Is(err, projections.ErrNotFound) {
-		return view{}, problemError{http.StatusNotFound, "There is no such email."}
+		return view{}, notFound("There is no such email.")
 	}
 	if err != nil {
 		return view{}, err
@@ -111,39 +110,49 @@ func (c *Console) email(ctx context.Context, v *visit) (view, error) {
 		emailRow: emailRow{row.ID, e.To, e.From, e.Subject, row.LastEvent, row.CreatedAt},
 		Cc:       e.Cc, Bcc: e.Bcc, ReplyTo: e.ReplyTo, MessageID: row.MessageID, ScheduledAt: row.ScheduledAt, Log: row.Log,
 	}
-	if err := c.addHistory(ctx, &page, row, history); err != nil {
-		return view{}, err
-	}
-	if err := c.addContent(ctx, &page, row); err != nil {
-		return view{}, err
-	}
 	fields := []domain.Field{
-		"email.id", "email.to", "email.cc", "email.bcc", "email.reply_to", "email.from", "email.subject", "email.text",
+		"email.id", "email.to", "email.cc", "email.bcc", "email.reply_to", "email.from", "email.subject",
 		"email.last_event", "email.created_at", "email.scheduled_at", "email.message_id", "email.timeline",
 	}
+	replies, err := c.addHistory(ctx, &page, row, history)
+	if err != nil {
+		return view{}, err
+	}
+	if replies {
+		fields = append(fields, "email.reply")
+	}
+	content, err := c.addContent(ctx, &page, row)
+	if err != nil {
+		return view{}, err
+	}
+	fields = append(fields, content...)
 	return view{page: "email", title: e.Subject, data: page, fields: fields, objects: []string{row.ID}}, nil
 }
 
-func (c *Console) addContent(ctx context.Context, page *emailPage, row projections.Email) error {
+// addContent shows what was written, and says which of it: the text, or the HTML of
+// an email that has no text.
+func (c *Console) addContent(ctx context.Context, page *emailPage, row projections.Email) ([]domain.Field, error) {
 	sealed, err := c.Store.Content(ctx, row.Content)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	plain, err := c.Vault.Open(ctx, row.AccountID, "body", row.ID, sealed)
 	if errors.Is(err, domain.ErrErased) {
 		page.Text = "The content was erased on request. Nobody can read it any more."
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var content email.Content
 	if err := json.Unmarshal(plain, &content); err != nil {
-		return err
+		return nil, err
 	}
-	page.Text, page.HTML = content.Text, content.HTML != ""
-	if page.Text == "" {
+	page.HTML = content.HTML != ""
+	if content.Text == "" && page.HTML {
 		page.Text = content.HTML
+		return []domain.Field{"email.html"}, nil
 	}
-	return nil
+	page.Text = content.Text
+	return []domain.Field{"email.text"}, nil
 }

@@ -3,30 +3,73 @@ package web
 import (
 	"context"
 	"errors"
-	"net/http"
+	"slices"
 	"strings"
 
 	"postbook.dev/postbook/domain"
 )
 
-const inboxSize = 50
+const (
+	inboxSize  = 50
+	inboxPages = 20 // that are looked through for mail of one account
+)
 
-var errNoInbox = problemError{http.StatusNotFound, "Mail leaves this machine: there is no sandbox to look into."}
+var (
+	errNoInbox   = notFound("Mail leaves this machine: there is no sandbox to look into.")
+	errNoMessage = notFound("There is no such message.")
+)
 
-func (c *Console) inbox(_ context.Context, _ *visit) (view, error) {
+// The sandbox holds the mail of all accounts. Somebody sees a message only if it is
+// that of an email of their account.
+func (c *Console) inbox(ctx context.Context, v *visit) (view, error) {
 	if c.Inbox == nil {
 		return view{}, errNoInbox
 	}
-	all, err := c.Inbox.List(inboxSize)
-	if err != nil {
-		return view{}, err
-	}
+	var mine []Received
 	var ids []string
-	for _, m := range all {
-		ids = append(ids, m.ID)
+	before := ""
+	for range inboxPages {
+		page, err := c.Inbox.List(before, inboxSize)
+		if err != nil {
+			return view{}, err
+		}
+		emails, err := c.emailsOf(ctx, v, page)
+		if err != nil {
+			return view{}, err
+		}
+		for _, m := range page {
+			id, ok := emails[m.MessageID]
+			if !ok || len(mine) == inboxSize {
+				continue
+			}
+			mine = append(mine, m)
+			if !slices.Contains(ids, id) { // each recipient has a message
+				ids = append(ids, id)
+			}
+		}
+		if len(page) < inboxSize || len(mine) == inboxSize {
+			break
+		}
+		before = page[len(page)-1].ID
 	}
 	fields := []domain.Field{"email.from", "email.to", "email.subject", "email.message_id"}
-	return view{page: "inbox", title: "Inbox", data: all, fields: fields, objects: ids}, nil
+	return view{page: "inbox", title: "Inbox", data: mine, fields: fields, objects: ids}, nil
+}
+
+// emailsOf finds the emails of the visitor's account that messages are of, by the
+// messages' Message-ID.
+func (c *Console) emailsOf(ctx context.Context, v *visit, messages []Received) (map[string]string, error) {
+	var ids []string
+	for _, m := range messages {
+		id, _, _ := strings.Cut(strings.Trim(m.MessageID, "<> "), "@")
+		ids = append(ids, id)
+	}
+	rows, err := c.Tables.EmailsNamed(ctx, v.by.Account, ids)
+	emails := make(map[string]string, len(rows))
+	for _, row := range rows {
+		emails["<"+row.MessageID+">"] = row.ID
+	}
+	return emails, err
 }
 
 type messagePage struct {
@@ -34,37 +77,47 @@ type messagePage struct {
 	Email string // id of the email that it came from
 }
 
-func (c *Console) received(v *visit) (Received, error) {
+func (c *Console) received(ctx context.Context, v *visit) (messagePage, error) {
 	if c.Inbox == nil {
-		return Received{}, errNoInbox
+		return messagePage{}, errNoInbox
 	}
 	m, err := c.Inbox.Get(v.PathValue("id"))
 	if errors.Is(err, ErrNotFound) {
-		return m, problemError{http.StatusNotFound, "There is no such message."}
+		return messagePage{}, errNoMessage
 	}
-	return m, err
+	if err != nil {
+		return messagePage{}, err
+	}
+	emails, err := c.emailsOf(ctx, v, []Received{m})
+	if err != nil {
+		return messagePage{}, err
+	}
+	id, ok := emails[m.MessageID]
+	if !ok {
+		return messagePage{}, errNoMessage // it is another account's
+	}
+	return messagePage{m, id}, nil
 }
 
-func (c *Console) message(_ context.Context, v *visit) (view, error) {
-	m, err := c.received(v)
+func (c *Console) message(ctx context.Context, v *visit) (view, error) {
+	m, err := c.received(ctx, v)
 	if err != nil {
 		return view{}, err
 	}
-	id, _, _ := strings.Cut(strings.Trim(m.MessageID, "<> "), "@")
 	fields := []domain.Field{"email.from", "email.to", "email.subject", "email.message_id", "email.text", "email.raw", "email.attachments"}
-	return view{page: "message", title: m.Subject, data: messagePage{m, id}, fields: fields, objects: []string{m.ID}}, nil
+	return view{page: "message", title: m.Subject, data: m, fields: fields, objects: []string{m.Email}}, nil
 }
 
 // messageHTML is the message's HTML in a document of its own, for a frame that
 // lets it do nothing: no script, no form, no image from elsewhere, no origin.
-func (c *Console) messageHTML(_ context.Context, v *visit) (view, error) {
-	m, err := c.received(v)
+func (c *Console) messageHTML(ctx context.Context, v *visit) (view, error) {
+	m, err := c.received(ctx, v)
 	if err != nil {
 		return view{}, err
 	}
 	return view{
 		raw:    []byte(m.HTML),
 		csp:    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox",
-		fields: []domain.Field{"email.html"}, objects: []string{m.ID},
+		fields: []domain.Field{"email.html"}, objects: []string{m.Email},
 	}, nil
 }

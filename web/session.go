@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -29,48 +30,58 @@ const (
 	purpose       = "console-session"
 )
 
-func (c *Console) signedIn(r *http.Request) (directory.Person, string, bool) {
-	cookie, err := r.Cookie(sessionCookie)
+// signedIn makes the visit that of whoever the cookie is about, if it is good.
+func (c *Console) signedIn(v *visit) bool {
+	cookie, err := v.Cookie(sessionCookie)
 	if err != nil {
-		return directory.Person{}, "", false
+		return false
 	}
 	body, mac, _ := strings.Cut(cookie.Value, ".")
 	statement, err1 := base64.RawURLEncoding.DecodeString(body)
 	got, err2 := base64.RawURLEncoding.DecodeString(mac)
 	if err1 != nil || err2 != nil {
-		return directory.Person{}, "", false
+		return false
 	}
-	want, err := c.Vault.MAC(r.Context(), purpose, statement)
+	want, err := c.Vault.MAC(v.Context(), purpose, statement)
 	var s session
 	if err != nil || !hmac.Equal(got, want) || json.Unmarshal(statement, &s) != nil || c.Now().After(s.Expires) {
-		return directory.Person{}, "", false
+		return false
 	}
 	person, ok := c.Directory.Person(s.Person)
-	return person, s.CSRF, ok && person.Kind == domain.Member
+	if !ok || person.Kind != domain.Member {
+		return false
+	}
+	v.as(person, domain.PasswordAuth)
+	v.account, _ = c.Directory.Account(person.Account)
+	v.csrf = s.CSRF
+	return true
 }
 
 // begin signs a person in under a new session, whatever cookie came with the
 // request.
-func (c *Console) begin(ctx context.Context, w http.ResponseWriter, r *http.Request, person directory.Person) error {
+func (c *Console) begin(ctx context.Context, v *visit, person directory.Person, auth domain.Strength) (view, error) {
 	statement, err := json.Marshal(session{person.ID, rand.Text(), c.Now().Add(sessionAge)})
 	if err != nil {
-		return err
+		return view{}, err
 	}
 	mac, err := c.Vault.MAC(ctx, purpose, statement)
 	if err != nil {
-		return err
+		return view{}, err
 	}
+	v.as(person, auth)
 	b64 := base64.RawURLEncoding
-	c.setCookie(w, r, sessionCookie, b64.EncodeToString(statement)+"."+b64.EncodeToString(mac), sessionAge)
-	http.Redirect(w, r, "/console/", http.StatusSeeOther)
-	return nil
+	return view{
+		status: http.StatusSeeOther, to: "/console/",
+		cookies: []*http.Cookie{newCookie(v, sessionCookie, b64.EncodeToString(statement)+"."+b64.EncodeToString(mac), sessionAge)},
+		fields:  []domain.Field{"member.session"}, objects: []string{person.ID},
+	}, nil
 }
 
-func (c *Console) setCookie(w http.ResponseWriter, r *http.Request, name, value string, age time.Duration) {
-	http.SetCookie(w, &http.Cookie{
+func newCookie(v *visit, name, value string, age time.Duration) *http.Cookie {
+	return &http.Cookie{
 		Name: name, Value: value, Path: "/console", MaxAge: int(age.Seconds()),
-		HttpOnly: true, Secure: r.TLS != nil, SameSite: http.SameSiteStrictMode,
-	})
+		HttpOnly: true, Secure: v.TLS != nil, SameSite: http.SameSiteStrictMode,
+	}
 }
 
 type entry struct {
@@ -79,53 +90,55 @@ type entry struct {
 	Problem string
 }
 
-// enter shows the sign-in form, or takes a ticket.
-func (c *Console) enter(w http.ResponseWriter, r *http.Request) {
-	if secret := r.URL.Query().Get("ticket"); secret != "" {
-		person, ok := c.redeem(secret)
-		if ok {
-			if err := c.begin(r.Context(), w, r, person); err == nil {
-				return
-			}
-		}
-		c.form(w, r, http.StatusForbidden, entry{Problem: "This link was used already, or is too old. Sign in instead."})
-		return
+var (
+	errTicket = Problem{http.StatusForbidden, "invalid_ticket", "This link was used already, or is too old. Sign in instead."}
+	errForm   = Problem{http.StatusForbidden, "invalid_form", "The form was too old. Try again."}
+)
+
+// enter shows the sign-in form, or takes a ticket. Who has a ticket was let in by
+// whoever holds the data directory.
+func (c *Console) enter(ctx context.Context, v *visit) (view, error) {
+	secret := v.URL.Query().Get("ticket")
+	if secret == "" {
+		return form(v, "", Problem{Status: http.StatusOK}), nil
 	}
-	c.form(w, r, http.StatusOK, entry{})
+	person, ok := c.redeem(secret)
+	if !ok {
+		return form(v, "", errTicket), nil
+	}
+	return c.begin(ctx, v, person, domain.Internal)
 }
 
-func (c *Console) form(w http.ResponseWriter, r *http.Request, status int, e entry) {
-	e.CSRF = rand.Text()
-	c.setCookie(w, r, entryCookie, e.CSRF, time.Hour)
-	c.render(w, nil, status, view{page: "enter", title: "Sign in", data: e})
+func form(v *visit, email string, p Problem) view {
+	e := entry{CSRF: rand.Text(), Email: email, Problem: p.Text}
+	return view{
+		status: p.Status, page: "enter", title: "Sign in", data: e, refused: p.Name,
+		cookies: []*http.Cookie{newCookie(v, entryCookie, e.CSRF, time.Hour)},
+	}
 }
 
-func (c *Console) signIn(w http.ResponseWriter, r *http.Request) {
-	r.Body = http.MaxBytesReader(w, r.Body, 8<<10)
-	cookie, err := r.Cookie(entryCookie)
-	if err != nil || !sameOrigin(r) || !hmac.Equal([]byte(cookie.Value), []byte(r.PostFormValue("csrf"))) {
-		c.form(w, r, http.StatusForbidden, entry{Problem: "The form was too old. Try again."})
-		return
+func (c *Console) signIn(ctx context.Context, v *visit) (view, error) {
+	v.Body = http.MaxBytesReader(nil, v.Body, 8<<10)
+	cookie, err := v.Cookie(entryCookie)
+	if err != nil || !sameOrigin(v.Request) || !hmac.Equal([]byte(cookie.Value), []byte(v.PostFormValue("csrf"))) {
+		return form(v, "", errForm), nil //nolint:nilerr // without its cookie the form is too old
 	}
-	person, err := c.SignIn(r.Context(), r.PostFormValue("email"), r.PostFormValue("password"), remoteIP(r))
+	person, err := c.SignIn(ctx, v.PostFormValue("email"), v.PostFormValue("password"), v.by.IP)
+	if p, ok := errors.AsType[Problem](err); ok {
+		return form(v, v.PostFormValue("email"), p), nil
+	}
 	if err != nil {
-		c.form(w, r, http.StatusForbidden, entry{Email: r.PostFormValue("email"), Problem: "The email address or the password is not right."})
-		return
+		return view{}, err
 	}
-	if err := c.begin(r.Context(), w, r, person); err != nil {
-		c.problem(w, r, http.StatusServiceUnavailable, "You cannot be signed in at the moment.")
-	}
+	return c.begin(ctx, v, person, domain.PasswordAuth)
 }
 
-func (c *Console) leave(w http.ResponseWriter, r *http.Request) {
-	r.Body = http.MaxBytesReader(w, r.Body, 8<<10)
-	_, csrf, ok := c.signedIn(r)
-	if !ok || !sameOrigin(r) || !hmac.Equal([]byte(csrf), []byte(r.PostFormValue("csrf"))) {
-		c.problem(w, r, http.StatusForbidden, "The form was too old. Go back and try again.")
-		return
+func (c *Console) leave(_ context.Context, v *visit) (view, error) {
+	v.Body = http.MaxBytesReader(nil, v.Body, 8<<10)
+	if !c.signedIn(v) || !sameOrigin(v.Request) || !hmac.Equal([]byte(v.csrf), []byte(v.PostFormValue("csrf"))) {
+		return view{}, errForm
 	}
-	c.setCookie(w, r, sessionCookie, "", -time.Second)
-	http.Redirect(w, r, "/console/enter", http.StatusSeeOther)
+	return view{status: http.StatusSeeOther, to: "/console/enter", cookies: []*http.Cookie{newCookie(v, sessionCookie, "", -time.Second)}}, nil
 }
 
 // sameOrigin refuses what another site's page sends. Browsers say where a POST

@@ -24,21 +24,23 @@ type step struct {
 	Place  string // in the log
 }
 
-// addHistory folds the email's events into its recipients and its timeline.
-func (c *Console) addHistory(ctx context.Context, page *emailPage, row projections.Email, history []domain.Recorded) error {
+// addHistory folds the email's events into its recipients and its timeline, and says
+// whether it shows what a receiving server said.
+func (c *Console) addHistory(ctx context.Context, page *emailPage, row projections.Email, history []domain.Recorded) (bool, error) {
+	replies := false
 	var addresses, indexes []string
 	var state email.State
 	for _, rec := range history {
 		fact, ok := rec.Event.(email.Event)
 		if !ok {
-			return fmt.Errorf("web: %s is not an event of an email", rec.Type)
+			return false, fmt.Errorf("web: %s is not an event of an email", rec.Type)
 		}
 		state = email.Decider.Evolve(state, fact)
 		if accepted, ok := fact.(email.Accepted); ok {
 			for _, r := range accepted.Recipients {
 				plain, err := c.openOr(ctx, row.AccountID, r.Index, r.Address, email.ErasedText)
 				if err != nil {
-					return err
+					return false, err
 				}
 				addresses, indexes = append(addresses, string(plain)), append(indexes, r.Index)
 				page.Recipients = append(page.Recipients, recipientRow{Kind: string(r.Kind), Address: string(plain)})
@@ -49,8 +51,9 @@ func (c *Console) addHistory(ctx context.Context, page *emailPage, row projectio
 		if reply != nil && len(reply.Text) > 0 && recipient < len(indexes) {
 			plain, err := c.openOr(ctx, row.AccountID, indexes[recipient], reply.Text, email.ErasedText)
 			if err != nil {
-				return err
+				return false, err
 			}
+			replies = replies || string(plain) != email.ErasedText
 			// The text is the server's whole line, which mostly begins with the code.
 			text := strings.TrimPrefix(string(plain), reply.Enhanced+" ")
 			s.Detail = strings.TrimSpace(fmt.Sprintf("%d %s %s", reply.Code, reply.Enhanced, text))
@@ -64,7 +67,7 @@ func (c *Console) addHistory(ctx context.Context, page *emailPage, row projectio
 		page.Recipients[i].Status = statusWord(r.Status)
 	}
 	page.Final = state.Final()
-	return nil
+	return replies, nil
 }
 
 // openOr opens what is sealed about a recipient, or returns what stands there if they

@@ -34,7 +34,7 @@ type Vault interface {
 
 // Inbox is what the sandbox has received.
 type Inbox interface {
-	List(limit int) ([]Received, error)
+	List(before string, limit int) ([]Received, error) // the newest; before is the id of the last one of the page above
 	Get(id string) (Received, error)
 }
 
@@ -61,8 +61,9 @@ type Config struct {
 	Directory *directory.Directory
 	Tables    *projections.Tables
 	Vault     Vault
-	Inbox     Inbox // nil if mail leaves the machine
-	SignIn    func(ctx context.Context, email, password, ip string) (directory.Person, error)
+	Inbox     Inbox                                                                           // nil if mail leaves the machine
+	SignIn    func(ctx context.Context, email, password, ip string) (directory.Person, error) // a Problem, if it is theirs
+	Record    func(ctx context.Context, by domain.Authority, e access.Answered, wait bool) error
 	Seal      func() string // how far the logs are witnessed
 	Now       func() time.Time
 	Log       *slog.Logger
@@ -96,18 +97,19 @@ func New(c Config) (*Console, error) {
 		return nil, fmt.Errorf("web: static files: %w", err)
 	}
 	w.mux.Handle("GET /console/static/", http.StripPrefix("/console/static/", cached(http.FileServerFS(static))))
-	w.mux.HandleFunc("GET /console/enter", w.enter)
-	w.mux.HandleFunc("POST /console/enter", w.signIn)
-	w.mux.HandleFunc("POST /console/leave", w.leave)
-	w.mux.HandleFunc("GET /console/{$}", w.member("GET /console/", w.emails))
-	w.mux.HandleFunc("GET /console/emails/{id}", w.member("GET /console/emails/{id}", w.email))
-	w.mux.HandleFunc("GET /console/inbox", w.member("GET /console/inbox", w.inbox))
-	w.mux.HandleFunc("GET /console/inbox/{id}", w.member("GET /console/inbox/{id}", w.message))
-	w.mux.HandleFunc("GET /console/inbox/{id}/html", w.member("GET /console/inbox/{id}/html", w.messageHTML))
-	w.mux.HandleFunc("GET /console/account", w.member("GET /console/account", w.account))
-	w.mux.HandleFunc("/console/", func(rw http.ResponseWriter, r *http.Request) {
-		w.problem(rw, r, http.StatusNotFound, "There is no such page.")
-	})
+	pages := func(pattern string, show func(context.Context, *visit) (view, error)) {
+		w.mux.HandleFunc(pattern, w.answer(pattern, show))
+	}
+	pages("GET /console/enter", w.enter)
+	pages("POST /console/enter", w.signIn)
+	pages("POST /console/leave", w.leave)
+	pages("GET /console/{$}", w.member(w.emails))
+	pages("GET /console/emails/{id}", w.member(w.email))
+	pages("GET /console/inbox", w.member(w.inbox))
+	pages("GET /console/inbox/{id}", w.member(w.message))
+	pages("GET /console/inbox/{id}/html", w.member(w.messageHTML))
+	pages("GET /console/account", w.member(w.account))
+	w.mux.HandleFunc("/console/", w.answer("", w.nowhere))
 	return w, nil
 }
 
@@ -131,83 +133,109 @@ func cached(h http.Handler) http.Handler {
 	})
 }
 
-// visit is one request of somebody who is signed in.
+// visit is one request, and whoever made it.
 type visit struct {
 	*http.Request
 	by      domain.Authority
 	account directory.Account
-	csrf    string
+	csrf    string // empty for whoever is not signed in
+}
+
+// as makes the visit somebody's.
+func (v *visit) as(person directory.Person, auth domain.Strength) {
+	v.by.Actor = domain.Actor{Kind: person.Kind, ID: person.ID}
+	v.by.Account, v.by.Role, v.by.Auth = person.Account, person.Role, auth
 }
 
 // view is a page, and what of it discloses something.
 type view struct {
+	status  int // 0 is 200
 	page    string
 	title   string
 	data    any
 	raw     []byte // instead of a page
 	csp     string // of raw
+	to      string // instead of a page: where to go on
+	cookies []*http.Cookie
+	refused string // stable name of why it is not what was asked for
 	fields  []domain.Field
 	objects []string
 }
 
-// problemError is a failure that its cause may read.
-type problemError struct {
-	status int
-	text   string
+// Problem is a failure that its cause may read. Its name is stable.
+type Problem struct {
+	Status     int
+	Name, Text string
 }
 
-func (p problemError) Error() string { return p.text }
+func (p Problem) Error() string { return p.Text }
 
-// member answers a request of somebody who is signed in. The view is on record
-// before it is sent.
-func (c *Console) member(route string, show func(context.Context, *visit) (view, error)) http.HandlerFunc {
+// ErrCredentials is the answer to whoever cannot prove who they are.
+var ErrCredentials = Problem{http.StatusForbidden, "invalid_credentials", "The email address or the password is not right."}
+
+func notFound(text string) error { return Problem{http.StatusNotFound, "not_found", text} }
+
+// answer shows a page, and puts the request on record. What discloses something is
+// on record before it is sent.
+func (c *Console) answer(route string, show func(context.Context, *visit) (view, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		begun := c.Now()
-		person, csrf, ok := c.signedIn(r)
-		if !ok {
-			http.Redirect(w, r, "/console/enter", http.StatusSeeOther)
-			return
-		}
 		id := uuid.Must(uuid.NewV7())
-		v := &visit{Request: r, csrf: csrf, by: domain.Authority{
-			Actor: domain.Actor{Kind: person.Kind, ID: person.ID}, Account: person.Account, Role: person.Role,
-			Via: domain.ViaConsole, IP: remoteIP(r), Auth: domain.PasswordAuth, At: begun, Command: id, Correlation: id,
+		v := &visit{Request: r, by: domain.Authority{
+			Actor: domain.Actor{Kind: domain.Anonymous, ID: "anonymous"}, Account: domain.Platform,
+			Via: domain.ViaConsole, IP: remoteIP(r), Auth: domain.NoAuth, At: c.Now(), Command: id, Correlation: id,
 		}}
-		v.account, _ = c.Directory.Account(person.Account)
-		ctx := domain.Within(r.Context(), v.by)
-		out, err := show(ctx, v)
-		if err == nil {
-			err = c.record(ctx, v, route, out, begun)
+		out, err := show(r.Context(), v)
+		if err == nil && len(out.fields) > 0 {
+			err = c.record(v, route, out, true)
 		}
 		if err != nil {
-			var told problemError
-			switch {
-			case errors.As(err, &told):
-			case errors.Is(err, projections.ErrUnavailable), errors.Is(err, eventstore.ErrUnavailable):
-				told = problemError{http.StatusServiceUnavailable, "The platform cannot be read at the moment. Mail is not affected: it is accepted and sent."}
-			default:
-				told = problemError{http.StatusInternalServerError, "Something went wrong here."}
-				c.Log.Error("console", "request", id, "path", r.URL.Path, "error", err)
-			}
-			c.problem(w, r, told.status, told.text)
-			return
+			out = c.problem(v, err)
 		}
-		c.render(w, v, http.StatusOK, out)
+		c.render(w, v, out)
+		if err != nil || len(out.fields) == 0 {
+			if err := c.record(v, route, out, false); err != nil {
+				c.Log.Error("request is not on record", "request", id, "route", route, "error", err)
+			}
+		}
 	}
 }
 
-func (c *Console) record(ctx context.Context, v *visit, route string, out view, begun time.Time) error {
+// member answers a request of somebody who is signed in.
+func (c *Console) member(show func(context.Context, *visit) (view, error)) func(context.Context, *visit) (view, error) {
+	return func(ctx context.Context, v *visit) (view, error) {
+		if !c.signedIn(v) {
+			return view{status: http.StatusSeeOther, to: "/console/enter", refused: "missing_session"}, nil
+		}
+		return show(domain.Within(ctx, v.by), v)
+	}
+}
+
+func (c *Console) nowhere(_ context.Context, v *visit) (view, error) {
+	c.signedIn(v)
+	return view{}, notFound("There is no such page.")
+}
+
+func (c *Console) record(v *visit, route string, out view, wait bool) error {
 	e := access.Answered{
-		Route: route, Method: v.Method, Path: v.URL.Path, Status: http.StatusOK, Fields: out.fields, Form: domain.Plain,
-		UserAgent: strings.ToValidUTF8(v.UserAgent()[:min(200, len(v.UserAgent()))], "?"), Took: c.Now().Sub(begun).Microseconds(),
+		Route: route, Method: clip(v.Method, 16), Path: clip(v.URL.Path, 256), Status: out.code(), Error: out.refused, Fields: out.fields,
+		UserAgent: clip(v.UserAgent(), 200), Took: c.Now().Sub(v.by.At).Microseconds(),
+	}
+	if len(out.fields) > 0 {
+		e.Form = domain.Plain
 	}
 	e.Disclosed(out.objects)
-	by := v.by
-	by.Command = uuid.Must(uuid.NewV7())
-	return c.Store.Record(ctx, eventstore.Access, by.Account, []eventstore.Commit{{
-		Stream: domain.Stream{Account: by.Account, Kind: "access", ID: v.by.Command.String()}, By: by, Events: []domain.Event{e},
-	}}, false)
+	return c.Record(v.Context(), v.by, e, wait)
 }
+
+func (out view) code() int {
+	if out.status == 0 {
+		return http.StatusOK
+	}
+	return out.status
+}
+
+// clip bounds a string from outside.
+func clip(s string, n int) string { return strings.ToValidUTF8(s[:min(n, len(s))], "?") }
 
 // frame is what every page knows.
 type frame struct {
@@ -220,35 +248,47 @@ type frame struct {
 	Data    any
 }
 
-func (c *Console) render(w http.ResponseWriter, v *visit, status int, out view) {
-	if out.raw != nil {
+func (c *Console) render(w http.ResponseWriter, v *visit, out view) {
+	for _, cookie := range out.cookies {
+		http.SetCookie(w, cookie)
+	}
+	switch {
+	case out.to != "":
+		http.Redirect(w, v.Request, out.to, out.code())
+		return
+	case out.raw != nil:
 		w.Header().Set("Content-Security-Policy", out.csp)
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		_, _ = w.Write(out.raw)
 		return
 	}
-	f := frame{Title: out.title, Data: out.data, Sandbox: c.Inbox != nil, Seal: c.Seal()}
-	if v != nil {
-		f.Account, f.CSRF, f.Path = v.account, v.csrf, v.URL.Path
-	}
 	var page bytes.Buffer
+	f := frame{Title: out.title, Data: out.data, Account: v.account, CSRF: v.csrf, Path: v.URL.Path, Sandbox: c.Inbox != nil, Seal: c.Seal()}
 	if err := c.pages[out.page].Execute(&page, f); err != nil {
 		c.Log.Error("console: render", "page", out.page, "error", err)
 		http.Error(w, "Something went wrong here.", http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.WriteHeader(status)
+	w.WriteHeader(out.code())
 	_, _ = w.Write(page.Bytes())
 }
 
-func (c *Console) problem(w http.ResponseWriter, r *http.Request, status int, text string) {
-	var v *visit
-	if person, csrf, ok := c.signedIn(r); ok {
-		v = &visit{Request: r, csrf: csrf}
-		v.account, _ = c.Directory.Account(person.Account)
+// problem is the page about a failure. A fault is logged, and shown without
+// details.
+func (c *Console) problem(v *visit, err error) view {
+	told, mine := errors.AsType[Problem](err)
+	switch {
+	case mine:
+	case errors.Is(err, projections.ErrUnavailable), errors.Is(err, eventstore.ErrUnavailable):
+		told = Problem{http.StatusServiceUnavailable, "service_unavailable", "The platform cannot be read at the moment. Mail is not affected: it is accepted and sent."}
+	default:
+		told = Problem{http.StatusInternalServerError, "application_error", "Something went wrong here."}
+		if !errors.Is(err, context.Canceled) {
+			c.Log.Error("console", "request", v.by.Command, "path", v.URL.Path, "error", err)
+		}
 	}
-	c.render(w, v, status, view{page: "problem", title: http.StatusText(status), data: text})
+	return view{status: told.Status, page: "problem", title: http.StatusText(told.Status), data: told.Text, refused: told.Name}
 }
 
 func remoteIP(r *http.Request) string {

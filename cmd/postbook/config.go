@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ type Config struct {
 	DataDir      string        `default:"./.postbook" env:"POSTBOOK_DATA_DIR" help:"All local state." name:"data-dir"`
 	HTTPAddr     string        `default:"127.0.0.1:7425" env:"POSTBOOK_HTTP_ADDR" help:"Address of the API, and of the console under /console." name:"http-addr"`
 	SMTPAddr     string        `default:"127.0.0.1:7587" env:"POSTBOOK_SMTP_ADDR" help:"Address of SMTP submission." name:"smtp-addr"`
+	Proxies      []string      `env:"POSTBOOK_TRUSTED_PROXIES" help:"Networks of the proxies in front, such as 10.0.0.0/8. From them alone X-Forwarded-For says who the client is." name:"trusted-proxies"`
 	NATSURL      string        `env:"POSTBOOK_NATS_URL" help:"Servers of a NATS cluster, several by commas. Empty runs an embedded server." name:"nats-url"`
 	NATSReplicas int           `default:"0" env:"POSTBOOK_NATS_REPLICAS" help:"How many servers of a cluster keep each entry. 0 is 3; what has more keeps them." name:"nats-replicas"`
 	DatabaseURL  string        `env:"POSTBOOK_DATABASE_URL" help:"PostgreSQL. Empty runs a private cluster in the data directory." name:"database-url"`
@@ -109,6 +111,11 @@ func (c *Config) check() error {
 	}
 	if c.HTTPAddr == "" {
 		problems = append(problems, errors.New("POSTBOOK_HTTP_ADDR: it is empty; give host:port, such as 127.0.0.1:7425"))
+	}
+	for _, network := range c.Proxies {
+		if _, err := netip.ParsePrefix(network); err != nil {
+			problems = append(problems, fmt.Errorf("POSTBOOK_TRUSTED_PROXIES: %q is not a network such as 10.0.0.0/8, or 192.0.2.1/32 for one address", network))
+		}
 	}
 	if c.Delivery == modeRelay {
 		u, err := url.Parse(c.RelayURL)

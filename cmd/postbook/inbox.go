@@ -11,8 +11,8 @@ import (
 // consoleInbox shows the sandbox to the console.
 type consoleInbox struct{ inbox *sandbox.Inbox }
 
-func (c consoleInbox) List(limit int) ([]web.Received, error) {
-	all, err := c.inbox.List(limit)
+func (c consoleInbox) List(before string, limit int) ([]web.Received, error) {
+	all, err := c.inbox.List(before, limit)
 	var out []web.Received
 	for _, e := range all {
 		out = append(out, received(sandbox.Message{Entry: e}))

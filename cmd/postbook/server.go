@@ -465,7 +465,8 @@ func (s *server) openConsole(context.Context) error {
 		Directory: s.directory,
 		Tables:    projections.NewTables(s.reader),
 		Vault:     s.vault,
-		SignIn:    s.api.SignIn,
+		SignIn:    s.signIn,
+		Record:    s.api.Record,
 		Seal:      s.witnessed,
 		Now:       time.Now,
 		Log:       s.log,
@@ -476,6 +477,19 @@ func (s *server) openConsole(context.Context) error {
 	console, err := web.New(c)
 	s.console = console
 	return err
+}
+
+// signIn tells the console in its own words why somebody may not come in.
+func (s *server) signIn(ctx context.Context, email, password, ip string) (directory.Person, error) {
+	person, err := s.api.SignIn(ctx, email, password, ip)
+	e, told := errors.AsType[*api.Error](err)
+	switch {
+	case told && e.Status == http.StatusUnauthorized:
+		return person, web.ErrCredentials
+	case told:
+		return person, web.Problem{Status: e.Status, Name: e.Name, Text: e.Message}
+	}
+	return person, err
 }
 
 func (s *server) listen(context.Context) error {
@@ -702,7 +716,7 @@ func (s *server) serveHTTP(ctx context.Context, group *errgroup.Group) error {
 		mux.Handle("/console/", s.console.Handler())
 		mux.Handle("/console", http.RedirectHandler("/console/", http.StatusSeeOther))
 	}
-	srv := api.Server(mux, s.log)
+	srv := api.Server(behindProxies(s.cfg.Proxies, mux), s.log)
 	group.Go(func() error {
 		if err := srv.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve HTTP: %w", err)

@@ -185,13 +185,17 @@ type Entry struct {
 	Size       int64
 }
 
-// List returns the newest messages, at most limit of them.
-func (b *Inbox) List(limit int) ([]Entry, error) {
+// List returns the newest messages, at most limit of them; with before, of those
+// that came before the message of that id.
+func (b *Inbox) List(before string, limit int) ([]Entry, error) {
 	files, err := os.ReadDir(filepath.Join(b.cfg.Dir, "new"))
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: list: %w", err)
 	}
 	slices.Reverse(files) // by name, which begins with the time
+	if before != "" {
+		files = slices.DeleteFunc(files, func(f os.DirEntry) bool { return f.Name() >= before })
+	}
 	var entries []Entry
 	for _, f := range files[:min(limit, len(files))] {
 		m, err := b.Get(f.Name())

@@ -1,0 +1,147 @@
+package api
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/pquerna/otp/totp"
+
+	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/directory"
+)
+
+// Many guesses at once are no more than the rule allows, however long each takes.
+func TestGuessesAtOnceAreCountedBeforeTheyAreTried(t *testing.T) {
+	g := newGuard(time.Now)
+	var allowed atomic.Int32
+	var group sync.WaitGroup
+	for range 1000 {
+		group.Go(func() {
+			if _, ok := g.begin(domain.Staff, proof{email: "ada@acme.com", ip: "203.0.113.7"}); ok {
+				allowed.Add(1)
+			}
+		})
+	}
+	group.Wait()
+	if n := allowed.Load(); n != guesses {
+		t.Errorf("%d of 1000 guesses at once are tried, not %d", n, guesses)
+	}
+}
+
+// Somebody who guesses locks out themselves: for one address, until the window is
+// over. Others of the same remote address wait a little, and only for the guesses
+// of their own kind.
+func TestGuessingLocksOutNobodyElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(time.Now)
+		guessed := proof{email: "ada@acme.com", ip: "203.0.113.7"}
+		for range guesses {
+			g.begin(domain.Staff, guessed)
+		}
+		for _, c := range []struct {
+			name string
+			kind domain.ActorKind
+			who  proof
+			wait time.Duration
+			ok   bool
+		}{
+			{"the one who guesses", domain.Staff, guessed, 0, false},
+			{"the same in other letters", domain.Staff, proof{email: "ADA@acme.com", ip: "203.0.113.7"}, 0, false},
+			{"the same address from elsewhere", domain.Staff, proof{email: "ada@acme.com", ip: "198.51.100.1"}, 0, true},
+			{"somebody else from there", domain.Staff, proof{email: "grace@acme.com", ip: "203.0.113.7"}, guessPause, true},
+			{"a member from there", domain.Member, proof{email: "ada@acme.com", ip: "203.0.113.7"}, 0, true},
+		} {
+			if wait, ok := g.begin(c.kind, c.who); wait != c.wait || ok != c.ok {
+				t.Errorf("%s: waits %s, %t; not %s, %t", c.name, wait, ok, c.wait, c.ok)
+			}
+		}
+		begun := time.Now()
+		if err := g.turn(t.Context(), guessPause); err != nil || time.Since(begun) != guessPause {
+			t.Errorf("a turn comes after %s, %v", time.Since(begun), err)
+		}
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		if g.turn(gone, guessPause) == nil {
+			t.Error("whoever has gone gets a turn")
+		}
+		time.Sleep(guessWindow)
+		if wait, ok := g.begin(domain.Staff, guessed); wait != 0 || !ok {
+			t.Errorf("when the window is over: waits %s, %t", wait, ok)
+		}
+	})
+}
+
+// One who signs in often is not taken for one who guesses, and one who can choose
+// their address freely is one.
+func TestWhatCountsAsAGuess(t *testing.T) {
+	g := newGuard(time.Now)
+	who := proof{email: "ada@acme.com", ip: "203.0.113.7"}
+	for range 3 * guesses {
+		if wait, ok := g.begin(domain.Staff, who); wait != 0 || !ok {
+			t.Fatalf("somebody who signs in again waits %s, %t", wait, ok)
+		}
+		g.giveBack(domain.Staff, who)
+	}
+	if len(g.attempts) != 0 {
+		t.Errorf("%d counts are kept of what was given back", len(g.attempts))
+	}
+	for n := range guesses {
+		g.begin(domain.Staff, proof{email: "ada@acme.com", ip: "2001:db8::" + string(rune('1'+n%9))})
+	}
+	if _, ok := g.begin(domain.Staff, proof{email: "ada@acme.com", ip: "2001:db8::ffff"}); ok {
+		t.Error("another address of the same network may guess on")
+	}
+}
+
+// openVault is one whose boxes are open.
+type openVault struct{ Vault }
+
+func (openVault) Open(_ context.Context, _, _, _ string, box []byte) ([]byte, error) { return box, nil }
+
+// A code is six digits, and each is taken once.
+func TestACodeIsTakenOnce(t *testing.T) {
+	now := time.Date(2026, 11, 25, 12, 0, 10, 0, time.UTC)
+	clock := func() time.Time { return now }
+	a := &API{Config: Config{Vault: openVault{}, Now: clock}, staff: newGuard(clock)}
+	secret := "JBSWY3DPEHPK3PXP"
+	at := func(d time.Duration) string {
+		text, err := totp.GenerateCode(secret, now.Add(d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	ada := directory.Person{ID: uuid.NewString(), TOTP: []byte(secret)}
+	grace := directory.Person{ID: uuid.NewString(), TOTP: []byte(secret)}
+	wide := strings.Map(func(r rune) rune { return r - '0' + '０' }, at(0))
+	for _, c := range []struct {
+		name string
+		who  directory.Person
+		code string
+		want bool
+	}{
+		{"with a space", ada, at(0) + " ", false},
+		{"the code", ada, at(0), true},
+		{"the code again", ada, at(0), false},
+		{"with a space after it was used", ada, at(0) + " ", false},
+		{"with a space before it", ada, " " + at(0), false},
+		{"with a line feed", ada, at(0) + "\n", false},
+		{"in other digits", ada, wide, false},
+		{"none", ada, "", false},
+		{"that of somebody else", grace, at(0), true},
+		{"that of the step before", ada, at(-30 * time.Second), true},
+		{"that of the step after", ada, at(30 * time.Second), true},
+		{"one that is over", ada, at(-60 * time.Second), false},
+	} {
+		ok, err := a.secondFactor(t.Context(), c.who, c.code)
+		if err != nil || ok != c.want {
+			t.Errorf("%s: %t, %v", c.name, ok, err)
+		}
+	}
+}
