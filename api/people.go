@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -228,7 +229,7 @@ func (a *API) signIn(ctx context.Context, kind domain.ActorKind, p proof) (direc
 	if !ok {
 		return directory.Person{}, &Error{429, "Too many attempts to sign in. Try again later.", "rate_limit_exceeded"}
 	}
-	var person directory.Person
+	var found []directory.Person // somebody may be a member of several accounts
 	for _, candidate := range a.Directory.People(kind) {
 		index, err := a.Vault.Index(ctx, candidate.Account, lower(p.email))
 		if err != nil {
@@ -236,15 +237,22 @@ func (a *API) signIn(ctx context.Context, kind domain.ActorKind, p proof) (direc
 			return directory.Person{}, err
 		}
 		if subtle.ConstantTimeCompare([]byte(index), []byte(candidate.Index)) == 1 {
-			person = candidate
+			found = append(found, candidate)
 		}
+	}
+	if len(found) == 0 {
+		found = append(found, directory.Person{})
 	}
 	if err := a.staff.turn(ctx, wait); err != nil {
 		a.staff.giveBack(kind, p)
 		return directory.Person{}, errUnavailable
 	}
-	ok = matches(person.Password, p.password) && person.ID != ""
+	at := slices.IndexFunc(found, func(candidate directory.Person) bool {
+		return matches(candidate.Password, p.password) && candidate.ID != ""
+	})
 	a.staff.work.Release(1)
+	ok = at >= 0
+	person := found[max(at, 0)]
 	if ok && kind == domain.Staff {
 		var err error
 		if ok, err = a.secondFactor(ctx, person, p.code); err != nil {
@@ -310,6 +318,9 @@ func (a *API) JoinStaff(ctx context.Context, by domain.Authority, email, passwor
 	if join.Email, join.Index, err = a.sealPerson(ctx, domain.Platform, id, email); err != nil {
 		return "", "", err
 	}
+	if err := a.joinsOnce(domain.Staff, domain.Platform, join.Index); err != nil {
+		return "", "", err
+	}
 	if join.TOTP, err = a.Vault.Seal(ctx, domain.Platform, classUser, id, []byte(secret)); err != nil {
 		return "", "", err
 	}
@@ -330,11 +341,25 @@ func (a *API) JoinMember(ctx context.Context, by domain.Authority, account, emai
 	if join.Email, join.Index, err = a.sealPerson(ctx, account, id, email); err != nil {
 		return "", err
 	}
+	if err := a.joinsOnce(domain.Member, account, join.Index); err != nil {
+		return "", err
+	}
 	recorded, err := eventstore.Execute(ctx, a.Store, member.Decider, member.Stream(account, id), member.Command(join))
 	if err != nil {
 		return "", err
 	}
 	return id, a.settled(ctx, account, recorded)
+}
+
+// joinsOnce refuses somebody who is there already: one who left with one identity
+// would stay with the other.
+func (a *API) joinsOnce(kind domain.ActorKind, account, index string) error {
+	for _, p := range a.Directory.People(kind) {
+		if p.Account == account && p.Index == index {
+			return invalid("Somebody with this `email` has joined already.")
+		}
+	}
+	return nil
 }
 
 func (a *API) sealPerson(ctx context.Context, account, id, email string) (sealed domain.Sealed, index string, err error) {

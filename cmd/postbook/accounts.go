@@ -19,6 +19,10 @@ import (
 	"postbook.dev/postbook/api"
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/account"
+	"postbook.dev/postbook/domain/apikey"
+	"postbook.dev/postbook/domain/directory"
+	"postbook.dev/postbook/domain/member"
+	"postbook.dev/postbook/eventstore"
 )
 
 type accountsCommand struct {
@@ -28,6 +32,43 @@ type accountsCommand struct {
 	RequestUnblock accountsRequest  `cmd:"" help:"Ask that an account may send again. Somebody else has to approve."`
 	Withdraw       accountsWithdraw `cmd:"" help:"Take a request back."`
 	Unblock        accountsUnblock  `cmd:"" help:"Approve somebody else's request."`
+	RemoveMember   accountsRemove   `cmd:"" help:"End what a member may do, at once, beside a running server or without one."`
+	RevokeKey      accountsRevoke   `cmd:"" help:"Revoke an API key, at once, beside a running server or without one."`
+}
+
+type accountsRemove struct {
+	ID     string `arg:"" help:"Id of the account."`
+	Email  string `arg:"" help:"Email address of the member."`
+	Reason string `required:"" help:"Why."`
+}
+
+// Run removes the member.
+func (c accountsRemove) Run(ctx context.Context, cfg Config, out output) error {
+	return withPerson(ctx, cfg, domain.Member, c.ID, c.Email, func(k keeper, p directory.Person) error {
+		by := operator(time.Now())
+		by.Reason = c.Reason
+		recorded, err := eventstore.Execute(ctx, k.store, member.Decider, member.Stream(c.ID, p.ID), member.Command(member.Leave{Authority: by}))
+		return out.done(recorded, err, c.Email+" is out, and so is every session of theirs.")
+	})
+}
+
+type accountsRevoke struct {
+	ID     string `arg:"" help:"Id of the account."`
+	Key    string `arg:"" help:"Id of the API key, as in GET /api-keys or in the log."`
+	Reason string `required:"" help:"Why."`
+}
+
+// Run revokes the key.
+func (c accountsRevoke) Run(ctx context.Context, cfg Config, out output) error {
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	by := operator(time.Now())
+	by.Reason = c.Reason
+	recorded, err := eventstore.Execute(ctx, store, apikey.Decider, apikey.Stream(c.ID, c.Key), apikey.Command(apikey.Revoke{Authority: by}))
+	return out.done(recorded, err, "The key is revoked.")
 }
 
 type accountsOpen struct {

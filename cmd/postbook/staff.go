@@ -7,15 +7,86 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
 	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/directory"
+	"postbook.dev/postbook/domain/staff"
+	"postbook.dev/postbook/eventstore"
 )
 
 type staffCommand struct {
-	Join staffJoin `cmd:"" help:"Make somebody a member of staff, while no server runs. Prints a password and the secret of a second factor, once."`
+	Join  staffJoin  `cmd:"" help:"Make somebody a member of staff, while no server runs. Prints a password and the secret of a second factor, once."`
+	Leave staffLeave `cmd:"" help:"End the authority of a member of staff, at once, beside a running server or without one."`
+}
+
+type staffLeave struct {
+	Email  string `arg:"" help:"Email address."`
+	Reason string `required:"" help:"Why."`
+}
+
+// Run ends somebody's authority.
+func (c staffLeave) Run(ctx context.Context, cfg Config, out output) error {
+	return withPerson(ctx, cfg, domain.Staff, domain.Platform, c.Email, func(k keeper, p directory.Person) error {
+		by := operator(time.Now())
+		by.Reason = c.Reason
+		recorded, err := eventstore.Execute(ctx, k.store, staff.Decider, staff.Stream(p.ID), staff.Command(staff.Leave{Authority: by}))
+		return out.done(recorded, err, c.Email+" is out, and so is every session of theirs.")
+	})
+}
+
+// withPerson finds somebody by their address.
+func withPerson(ctx context.Context, cfg Config, kind domain.ActorKind, account, email string, do func(keeper, directory.Person) error) error {
+	k, err := openKeeper(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer k.store.Close()
+	keys, err := k.ring.Account(ctx, account)
+	if err != nil {
+		return err
+	}
+	people := directory.New()
+	head, err := k.store.Head(ctx, eventstore.Ledger)
+	if err != nil {
+		return err
+	}
+	err = k.store.Follow(ctx, eventstore.Following{Log: eventstore.Ledger, StopAt: head}, func(_ context.Context, entries []eventstore.Entry) error {
+		for _, e := range entries {
+			if e.Err != nil {
+				return e.Err
+			}
+			people.Apply(e.Seq, e.Events)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	index := keys.Index(strings.TrimSpace(email))
+	for _, p := range people.People(kind) {
+		if p.Account == account && p.Index == index {
+			return do(k, p)
+		}
+	}
+	return fmt.Errorf("there is no %s with the address %s", kind, email)
+}
+
+// done says that something is on record.
+func (o output) done(recorded []domain.Recorded, err error, text string) error {
+	if err != nil {
+		return err
+	}
+	if len(recorded) > 0 {
+		if printed, err := o.object(lineOf(recorded[0])); printed {
+			return err
+		}
+	}
+	fmt.Println(text)
+	return nil
 }
 
 type staffJoin struct {

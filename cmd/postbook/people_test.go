@@ -1,0 +1,112 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"postbook.dev/postbook/internal/testenv"
+)
+
+// Somebody who leaves is out at once, with every session, beside a running server;
+// and so is a key. Who did it and why is on record, and what is refused is, too.
+func TestPeopleAndKeysAreOutAtOnce(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	ada := "Bearer " + i.staff(0)
+	account := "/staff/accounts/" + i.facts.AccountID
+	if r := i.ask("GET", account, nil, "Authorization", ada); r.status != 200 {
+		t.Fatalf("a session of staff: %s", r)
+	}
+	out := func(path, authorization string) func() error {
+		return func() error {
+			if r := i.ask("GET", path, nil, "Authorization", authorization); r.status/100 != 4 {
+				return fmt.Errorf("%s is still open: %s", path, r)
+			}
+			return nil
+		}
+	}
+	if said, err := i.postbook("staff", "leave", i.facts.Staff[0].Email, "--reason", "her laptop was stolen"); err != nil || !strings.Contains(said, "is out") {
+		t.Fatalf("staff leave: %v\n%s", err, said)
+	}
+	testenv.Eventually(t, 10*time.Second, out(account, ada))
+	if said, err := i.postbook("staff", "leave", i.facts.Staff[0].Email, "--reason", "again"); err == nil || !strings.Contains(said, "there is no staff") {
+		t.Errorf("left again: %v\n%s", err, said)
+	}
+	if said, err := i.postbook("events", "show", "platform.staff."+i.facts.Staff[0].ID); err != nil || !strings.Contains(said, "staff.left") || !strings.Contains(said, "her laptop was stolen") {
+		t.Errorf("it is not on record: %v\n%s", err, said)
+	}
+
+	if said, err := i.postbook("accounts", "remove-member", i.facts.AccountID, i.facts.Member.Email, "--reason", "they left the company"); err != nil {
+		t.Fatalf("remove-member: %v\n%s", err, said)
+	}
+	testenv.Eventually(t, 10*time.Second, func() error {
+		if status, body := i.visitor(t).signIn(i.facts.Member.Email, i.facts.Member.Password); status != http.StatusForbidden {
+			return fmt.Errorf("they are let in: %d %s", status, body)
+		}
+		return nil
+	})
+
+	var keys struct{ Data []struct{ ID string } }
+	i.ask("GET", "/api-keys", nil).decode(t, &keys)
+	if said, err := i.postbook("accounts", "revoke-key", i.facts.AccountID, keys.Data[0].ID, "--reason", "it was in a repository"); err != nil {
+		t.Fatalf("revoke-key: %v\n%s", err, said)
+	}
+	testenv.Eventually(t, 10*time.Second, out("/emails", "Bearer "+i.facts.APIKey))
+	if said, err := i.postbook("accounts", "revoke-key", i.facts.AccountID, "0190b3f2-0000-7000-8000-000000000000", "--reason", "x"); err == nil {
+		t.Errorf("a key that is none was revoked: %s", said)
+	}
+}
+
+// What an operator is refused at the command line is on record as well.
+func TestRefusalsOfCommandsAreOnRecord(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	if said, err := i.postbook("holds", "place", "--account", i.facts.AccountID, "--reason", "a court wants it"); err != nil {
+		t.Fatalf("holds place: %v\n%s", err, said)
+	}
+	if said, err := i.postbook("erase", "--account", i.facts.AccountID, "--reason", "they asked"); err == nil {
+		t.Fatalf("erased against a hold: %s", said)
+	}
+	db, err := pgx.Connect(t.Context(), i.facts.DatabaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(t.Context())
+	testenv.Eventually(t, 10*time.Second, func() error {
+		var n int
+		err := db.QueryRow(t.Context(), "select count(*) from refusals where verb = 'retention.erase_account'").Scan(&n)
+		if err == nil && n != 1 {
+			err = fmt.Errorf("%d refusals are on record", n)
+		}
+		return err
+	})
+}
+
+// Empty and mistyped values are refused, instead of less being done than was asked for.
+func TestMistypedValuesAreRefused(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	i.stop()
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"verify", "--log", "--key", ""}, "no public key"},
+		{[]string{"verify", "--log", "--copy", t.TempDir()}, "holds no checkpoint"},
+		{[]string{"verify", "--read-models", "--model", "emial"}, `no read model called "emial"`},
+		{[]string{"accounts", "open", "Acme", "--email", "nobody"}, "no email address"},
+	} {
+		if said, err := i.postbook(c.args...); err == nil || !strings.Contains(said, c.want) {
+			t.Errorf("%v: %v\n%s", c.args, err, said)
+		}
+	}
+	i.env = append(i.env, "POSTBOOK_HTTP_ADDR=")
+	if said, err := i.postbook("serve"); err == nil || !strings.Contains(said, "POSTBOOK_HTTP_ADDR: it is empty") {
+		t.Errorf("an empty address: %v\n%s", err, said)
+	}
+}
