@@ -332,6 +332,9 @@ func (c *Cluster) Provision(ctx context.Context, database string) error {
 			return fmt.Errorf("pgcluster: make role %s: %w", role, err)
 		}
 	}
+	if _, err := conn.Exec(ctx, `GRANT `+projector+`, `+reader+` TO `+owner); err != nil {
+		return fmt.Errorf("pgcluster: grant the narrower roles to the owner: %w", err)
+	}
 	var exists bool
 	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)`, database).Scan(&exists); err != nil {
 		return fmt.Errorf("pgcluster: look for database %s: %w", database, err)
