@@ -368,11 +368,17 @@ func TestABackupNeedsItsArchive(t *testing.T) {
 	place := t.TempDir()
 	i := launch(t, "POSTBOOK_ARCHIVE="+place, "POSTBOOK_HOT_AGE=200ms", "POSTBOOK_HOT_SPARE=5")
 	var ids []string
-	for range 40 {
-		ids = append(ids, i.ask("POST", "/emails", hello("a@rcpt.test")).id(t))
-	}
-	for _, id := range ids {
-		i.lastEvent(id, "delivered")
+	// In waves: what is sent at once may be one segment, and the newest stays.
+	for wave := range 4 {
+		for range 20 {
+			ids = append(ids, i.ask("POST", "/emails", hello("a@rcpt.test")).id(t))
+		}
+		for _, id := range ids[wave*20:] {
+			i.lastEvent(id, "delivered")
+		}
+		if out, err := i.postbook("archive", "run"); err != nil {
+			t.Fatalf("archive run: %v\n%s", err, out)
+		}
 	}
 	i.stop()
 	i.start("--quiet") // its claims allow what came before them to go
