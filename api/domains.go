@@ -139,9 +139,13 @@ const endWithin = time.Minute
 // takeName takes a domain name for an account. One that the account holds for a domain
 // that is not there any more, because the process ended in the middle, is taken again.
 func (a *API) takeName(ctx context.Context, by domain.Authority, account, domainName, id string) error {
-	by.Account, by.Command = account, newID()
-	take := name.Command(name.Take{Authority: by, Sender: id})
-	_, err := eventstore.Execute(ctx, a.Store, name.Decider, name.Stream(domainName), take)
+	by.Account = account
+	take := func() error {
+		by.Command = newID()
+		_, err := eventstore.Execute(ctx, a.Store, name.Decider, name.Stream(domainName), name.Command(name.Take{Authority: by, Sender: id}))
+		return err
+	}
+	err := take()
 	if r := domain.Refused(err); r == nil || r.Code != domain.Taken {
 		return err
 	}
@@ -163,9 +167,7 @@ func (a *API) takeName(ctx context.Context, by domain.Authority, account, domain
 	if err := a.releaseName(ctx, by, domainName, holder.Sender); err != nil {
 		return err
 	}
-	by.Command = newID()
-	_, err = eventstore.Execute(ctx, a.Store, name.Decider, name.Stream(domainName), name.Command(name.Take{Authority: by, Sender: id}))
-	return err
+	return take()
 }
 
 func (a *API) releaseName(ctx context.Context, by domain.Authority, domainName, id string) error {

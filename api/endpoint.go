@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"golang.org/x/sync/semaphore"
@@ -118,11 +117,11 @@ func (a *API) render(w http.ResponseWriter, out answer) {
 func (a *API) record(r *request, route string, out answer, start time.Time, wait bool) error {
 	e := access.Answered{
 		Route:     route,
-		Method:    clip(r.Method, 16),
-		Path:      clip(r.URL.Path, 256),
+		Method:    r.Method,
+		Path:      r.URL.Path,
 		Status:    out.status,
 		Fields:    out.fields,
-		UserAgent: clip(r.UserAgent(), 200),
+		UserAgent: r.UserAgent(),
 		Took:      a.Now().Sub(start).Microseconds(),
 	}
 	if told, ok := out.body.(*Error); ok {
@@ -133,17 +132,6 @@ func (a *API) record(r *request, route string, out answer, start time.Time, wait
 	}
 	e.Disclosed(out.objects)
 	return a.recorder.record(r.Context(), r.by, e, wait)
-}
-
-// clip bounds a string from outside, and leaves only what can be printed.
-func clip(s string, n int) string {
-	if len(s) > n {
-		s = s[:n]
-	}
-	if !utf8.ValidString(s) {
-		s = strings.ToValidUTF8(s, "?")
-	}
-	return s
 }
 
 func remoteIP(r *http.Request) string {

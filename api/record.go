@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,6 +65,7 @@ func (r *recorder) record(ctx context.Context, by domain.Authority, e access.Ans
 	if by.Actor.Kind == domain.Anonymous && !r.admit(by.At) {
 		return nil
 	}
+	e.Method, e.Path, e.UserAgent = clip(e.Method, 16), clip(e.Path, 256), clip(e.UserAgent, 200)
 	id := by.Command.String()
 	by.Command = newID()
 	in := entry{
@@ -160,3 +162,6 @@ func (r *recorder) write(batch []entry) {
 }
 
 func stack() string { return string(debug.Stack()) }
+
+// clip bounds a string from outside, and leaves only what can be printed.
+func clip(s string, n int) string { return strings.ToValidUTF8(s[:min(n, len(s))], "?") }

@@ -152,15 +152,22 @@ type Recorded struct {
 // command's identity from event, actor and target, so that a redelivered event
 // leads to the same command.
 func Following(rec Recorded, actor, target string, now time.Time) Authority {
+	by := Because(rec.ID, rec.By.Correlation, actor, now)
+	by.Command = uuid.NewSHA1(rec.ID, []byte(actor+" "+target))
+	return by
+}
+
+// Because is the authority of a part of this system that reacts to an event. The
+// command's identity is the caller's to give.
+func Because(event, correlation uuid.UUID, actor string, now time.Time) Authority {
 	return Authority{
 		Actor:       Actor{System, actor},
 		Account:     Platform,
 		Via:         ViaWorker,
 		Auth:        Internal,
 		At:          now,
-		Command:     uuid.NewSHA1(rec.ID, []byte(actor+" "+target)),
-		Correlation: rec.By.Correlation,
-		Causation:   rec.ID,
+		Correlation: correlation,
+		Causation:   event,
 	}
 }
 

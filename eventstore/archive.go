@@ -40,21 +40,21 @@ func (s *Store) fromArchive(ctx context.Context, log string, seq uint64, missing
 		return Entry{}, missing
 	}
 	e, err := s.cfg.Archive.Entry(ctx, log, seq)
-	if errors.Is(err, ErrNoEntry) && !aged(log) {
+	switch {
+	case errors.Is(err, ErrNoEntry) && aged(log):
+		return Entry{}, missing
+	case errors.Is(err, ErrNoEntry):
 		// What has left this stream is in the archive. If that does not list it, the
 		// archive is not all there: a folder that is not mounted, say.
-		state, failed := s.state(ctx, log)
-		if failed != nil {
-			return Entry{}, failed
+		state, err := s.state(ctx, log)
+		if err != nil {
+			return Entry{}, err
 		}
 		if seq < state.FirstSeq {
 			return Entry{}, fmt.Errorf("eventstore: %s %d has left the stream, and the archive does not list it: %w", log, seq, ErrUnavailable)
 		}
-	}
-	if errors.Is(err, ErrNoEntry) {
 		return Entry{}, missing
-	}
-	if err != nil {
+	case err != nil:
 		return Entry{}, fmt.Errorf("eventstore: read %s %d from the archive: %w: %w", log, seq, ErrUnavailable, err)
 	}
 	return s.decodeEntry(log, e.Seq, e.Time, e.Subject, e.Raw), nil

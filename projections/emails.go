@@ -60,7 +60,7 @@ func (c *EmailChange) Fold(rec domain.Recorded, e email.Event) {
 	}
 }
 
-// Then takes in what a later stretch says, as the statement in writeEmails does.
+// Then takes in what a later stretch says, as the statement in updateEmails does.
 func (c *EmailChange) Then(later EmailChange) {
 	if later.Accepted && !c.Accepted {
 		c.Accepted, c.Created = true, later.Created

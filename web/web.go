@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -217,8 +216,8 @@ func (c *Console) nowhere(_ context.Context, v *visit) (view, error) {
 
 func (c *Console) record(v *visit, route string, out view, wait bool) error {
 	e := access.Answered{
-		Route: route, Method: clip(v.Method, 16), Path: clip(v.URL.Path, 256), Status: out.code(), Error: out.refused, Fields: out.fields,
-		UserAgent: clip(v.UserAgent(), 200), Took: c.Now().Sub(v.by.At).Microseconds(),
+		Route: route, Method: v.Method, Path: v.URL.Path, Status: out.code(), Error: out.refused, Fields: out.fields,
+		UserAgent: v.UserAgent(), Took: c.Now().Sub(v.by.At).Microseconds(),
 	}
 	if len(out.fields) > 0 {
 		e.Form = domain.Plain
@@ -233,9 +232,6 @@ func (out view) code() int {
 	}
 	return out.status
 }
-
-// clip bounds a string from outside.
-func clip(s string, n int) string { return strings.ToValidUTF8(s[:min(n, len(s))], "?") }
 
 // frame is what every page knows.
 type frame struct {

@@ -49,7 +49,7 @@ func (p *partition) attempt(working, live context.Context, m *mail) {
 		p.abandon(working, m, "The account was erased on request.")
 		return
 	case now.After(state.Expires):
-		p.abandon(working, m, "It could not be sent before it expired.")
+		p.abandon(working, m, tooLate)
 		return
 	}
 	err := p.tryOnce(working, live, m, state, now)
@@ -65,6 +65,9 @@ func (p *partition) attempt(working, live context.Context, m *mail) {
 	again = now.Add(min(time.Second<<min(m.failures, 8), 5*time.Minute))
 	p.log.Error("an attempt failed before anything was sent; it is made again", "email", m.id, "error", err, "next", again)
 }
+
+// tooLate is why an email that has expired was given up.
+const tooLate = "It could not be sent before it expired."
 
 func (p *partition) abandon(ctx context.Context, m *mail, reason string) {
 	if err := p.record(ctx, m, email.Abandon{Authority: p.authority(m, p.d.Now()), Reason: reason}); err != nil {

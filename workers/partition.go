@@ -472,7 +472,8 @@ func (p *partition) decide(ctx context.Context, m *mail, c email.Command, within
 	}
 	commit.At = p.d.Now()
 	var recorded [][]domain.Recorded
-	for begun := time.Now(); ; {
+	begun := time.Now()
+	for {
 		recorded, err = p.owner.AppendWithin(ctx, within, commit)
 		if !errors.Is(err, eventstore.ErrUnavailable) || time.Since(begun) > p.d.Store.Recognised()/2 || ctx.Err() != nil {
 			break
@@ -512,20 +513,18 @@ func (p *partition) giveUp(ctx context.Context, m *mail) {
 		p.release(m, time.Time{})
 		return
 	}
-	const reason = "It could not be sent before it expired."
-	err := p.record(ctx, m, email.Abandon{Authority: p.authority(m, p.d.Now()), Reason: reason})
+	err := p.record(ctx, m, email.Abandon{Authority: p.authority(m, p.d.Now()), Reason: tooLate})
 	if err != nil {
 		p.log.Error("an email cannot be given up", "email", m.id, "error", err)
 	} else {
-		p.log.Warn("an email was given up", "email", m.id, "reason", reason)
+		p.log.Warn("an email was given up", "email", m.id, "reason", tooLate)
 	}
 	p.release(m, time.Time{})
 }
 
 // authority is that of the dispatcher, for a new command about an email.
 func (p *partition) authority(m *mail, now time.Time) domain.Authority {
-	follows := domain.Recorded{ID: m.origin.event, By: domain.Authority{Correlation: m.origin.correlation}}
-	by := domain.Following(follows, "dispatcher", "", now)
+	by := domain.Because(m.origin.event, m.origin.correlation, "dispatcher", now)
 	by.Command = uuid.Must(uuid.NewV7())
 	return by
 }

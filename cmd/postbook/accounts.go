@@ -45,9 +45,8 @@ type accountsRemove struct {
 // Run removes the member.
 func (c accountsRemove) Run(ctx context.Context, cfg Config, out output) error {
 	return withPerson(ctx, cfg, domain.Member, c.ID, c.Email, func(k keeper, p directory.Person) error {
-		by := operator(time.Now())
-		by.Reason = c.Reason
-		recorded, err := eventstore.Execute(ctx, k.store, member.Decider, member.Stream(c.ID, p.ID), member.Command(member.Leave{Authority: by}))
+		leave := member.Command(member.Leave{Authority: because(c.Reason)})
+		recorded, err := eventstore.Execute(ctx, k.store, member.Decider, member.Stream(c.ID, p.ID), leave)
 		return out.done(recorded, err, c.Email+" is out, and so is every session of theirs.")
 	})
 }
@@ -65,9 +64,8 @@ func (c accountsRevoke) Run(ctx context.Context, cfg Config, out output) error {
 		return err
 	}
 	defer store.Close()
-	by := operator(time.Now())
-	by.Reason = c.Reason
-	recorded, err := eventstore.Execute(ctx, store, apikey.Decider, apikey.Stream(c.ID, c.Key), apikey.Command(apikey.Revoke{Authority: by}))
+	revoke := apikey.Command(apikey.Revoke{Authority: because(c.Reason)})
+	recorded, err := eventstore.Execute(ctx, store, apikey.Decider, apikey.Stream(c.ID, c.Key), revoke)
 	return out.done(recorded, err, "The key is revoked.")
 }
 

@@ -152,8 +152,7 @@ func (c eraseCommand) Run(ctx context.Context, cfg Config, out output) error {
 
 // request puts the erasure to the account's aggregate.
 func (k keeper) request(ctx context.Context, c eraseCommand) (recipient string, err error) {
-	by := operator(time.Now())
-	by.Reason = strings.TrimSpace(c.Reason)
+	by := because(c.Reason)
 	known, err := k.known(ctx, c.Account)
 	if err != nil {
 		return "", err
@@ -199,8 +198,7 @@ func (c holdsPlace) Run(ctx context.Context, cfg Config, out output) error {
 		return err
 	}
 	defer k.store.Close()
-	by := operator(time.Now())
-	by.Reason = strings.TrimSpace(c.Reason)
+	by := because(c.Reason)
 	place := retention.PlaceHold{Authority: by}
 	if place.Known, err = k.known(ctx, c.Account); err != nil {
 		return err
@@ -233,8 +231,7 @@ func (c holdsLift) Run(ctx context.Context, cfg Config, out output) error {
 		return err
 	}
 	defer store.Close()
-	by := operator(time.Now())
-	by.Reason = strings.TrimSpace(c.Reason)
+	by := because(c.Reason)
 	lifted, err := keeper{store: store}.execute(ctx, c.Account, retention.LiftHold{Authority: by, Hold: c.Hold})
 	if err != nil {
 		return err

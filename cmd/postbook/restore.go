@@ -497,23 +497,8 @@ func (r *restoring) emails(ctx context.Context, store *eventstore.Store, result 
 
 // keysets opens the keys of every account with the root key.
 func (r *restoring) keysets(ctx context.Context, s *server, result *restored) error {
-	head, err := s.store.Head(ctx, eventstore.Ledger)
-	if err != nil {
+	if err := learnAll(ctx, s.store, s.directory); err != nil {
 		return err
-	}
-	if head > 0 {
-		err = s.store.Follow(ctx, eventstore.Following{Log: eventstore.Ledger, StopAt: head}, func(_ context.Context, entries []eventstore.Entry) error {
-			for _, e := range entries {
-				if e.Err != nil {
-					return e.Err
-				}
-				s.directory.Apply(e.Seq, e.Events)
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
 	}
 	accounts := []string{domain.Platform}
 	for _, a := range s.directory.Accounts() {

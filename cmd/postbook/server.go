@@ -15,17 +15,10 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"runtime"
-	"runtime/debug"
-	runtimemetrics "runtime/metrics"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/emersion/go-smtp"
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
@@ -39,7 +32,6 @@ import (
 	"postbook.dev/postbook/internal/pgcluster"
 	"postbook.dev/postbook/internal/sandbox"
 	"postbook.dev/postbook/keyring"
-	"postbook.dev/postbook/migrations"
 	"postbook.dev/postbook/notary"
 	"postbook.dev/postbook/projections"
 	"postbook.dev/postbook/web"
@@ -74,95 +66,6 @@ type server struct {
 	smtp      net.Listener // of SMTP submission; nil without the role api
 
 	closers []func(context.Context) error
-}
-
-// The collector is told to work less often than it would with so small a heap, and
-// to work harder before the memory is used up that the machine can spare. What is
-// alive may outgrow that, with a million emails that wait: then the limit leaves
-// three quarters of it again, because a collector that runs all the time would take
-// half of the machine, and everything would be slower the more there is to do.
-const (
-	memoryLimit = 384 << 20 // bytes; of a small machine
-	memoryShare = 32        // of the memory of a larger one, or of its container, this part
-	gcPercent   = 300
-)
-
-// spare is the memory that the collector need not save.
-func spare() int64 {
-	all, err := memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)()
-	if err != nil {
-		return memoryLimit
-	}
-	return max(memoryLimit, int64(all/memoryShare))
-}
-
-// makeRoom raises the limit while more is alive than it was made for.
-func makeRoom(ctx context.Context) error {
-	alive := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	least := spare()
-	limit := least
-	for {
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		runtimemetrics.Read(alive)
-		wanted := max(least, int64(alive[0].Value.Uint64())*7/4)
-		if wanted > limit || wanted < limit*3/4 {
-			limit = wanted
-			debug.SetMemoryLimit(limit)
-		}
-	}
-}
-
-// syncing is how many processors more than the machine has the scheduler is told
-// of. A goroutine that waits for the disk in a system call keeps its processor
-// until the scheduler notices, and on two cores two of them would stop everybody
-// else: answers took ten times as long.
-const syncing = 4
-
-// tune sets what the environment does not.
-func tune() {
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(spare())
-	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(runtime.NumCPU() + syncing)
-	}
-}
-
-// What is held for nothing is given back to the system every so often, if there is
-// so much of it.
-const (
-	trimEvery = 30 * time.Second
-	worthTrim = 64 << 20 // bytes
-)
-
-// trim gives memory back that a start or a burst has used. The collector itself
-// would keep four times of what is in use, and a server at rest hardly calls it.
-func trim(ctx context.Context) error {
-	var collections uint32
-	var kept uint64 // bytes that were left the last time
-	var m runtime.MemStats
-	for {
-		select {
-		case <-time.After(trimEvery):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		runtime.ReadMemStats(&m)
-		atRest := m.NumGC <= collections+1
-		if atRest && m.HeapSys-m.HeapReleased > kept+worthTrim {
-			debug.FreeOSMemory()
-			runtime.ReadMemStats(&m)
-			kept = m.HeapSys - m.HeapReleased
-		}
-		collections = m.NumGC
-	}
 }
 
 func newServer(cfg Config, log *slog.Logger) *server {
@@ -261,158 +164,6 @@ func (s *server) openKeys(ctx context.Context) error {
 	})
 	return nil
 }
-
-func (s *server) openDatabase(ctx context.Context) error {
-	s.owner = s.cfg.DatabaseURL
-	writerURL, readerURL := s.owner, s.owner
-	if s.owner == "" {
-		if err := s.startCluster(ctx); err != nil {
-			return err
-		}
-		s.atEnd(func(ctx context.Context) error { return s.cluster.Stop(ctx) })
-		if err := s.cluster.Provision(ctx, database); err != nil {
-			return err
-		}
-		s.owner = s.cluster.URL(database, "postbook")
-		writerURL, readerURL = s.cluster.URL(database, "postbook_projector"), s.cluster.URL(database, "postbook_reader")
-	}
-	if err := s.migrate(ctx); err != nil {
-		if _, away := errors.AsType[*pgconn.ConnectError](err); !away {
-			return err
-		}
-		// A database that is away does not keep mail from being accepted.
-		s.log.Warn("the database is away; mail is accepted, and nothing can be read", "error", err)
-	}
-	var err error
-	if s.writer, err = projections.Connect(ctx, writerURL, s.as("postbook_projector")); err != nil {
-		return err
-	}
-	reader, err := pgxpool.ParseConfig(readerURL)
-	if err != nil {
-		return errors.New("POSTBOOK_DATABASE_URL is not a PostgreSQL URL")
-	}
-	s.as("postbook_reader")(reader)
-	if s.reader, err = pgxpool.NewWithConfig(ctx, reader); err != nil {
-		return err
-	}
-	if s.maker, err = pgxpool.New(ctx, s.owner); err != nil {
-		return errors.New("POSTBOOK_DATABASE_URL is not a PostgreSQL URL")
-	}
-	s.atEnd(func(context.Context) error {
-		s.writer.Close()
-		s.reader.Close()
-		s.maker.Close()
-		return nil
-	})
-	return nil
-}
-
-// as has the connections of a pool to a database elsewhere give up the rights of the
-// database's owner for those of a role. In the private one, users have these rights
-// alone.
-func (s *server) as(role string) func(*pgxpool.Config) {
-	if s.cfg.DatabaseURL == "" {
-		return func(*pgxpool.Config) {}
-	}
-	var told sync.Once
-	return func(c *pgxpool.Config) {
-		c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-			_, err := conn.Exec(ctx, "set role "+role)
-			if failed, ok := errors.AsType[*pgconn.PgError](err); ok && failed.Code == "42501" { // insufficient_privilege
-				told.Do(func() {
-					s.log.Warn("the database is used with all rights of its owner: grant the role to that user", "role", role, "error", err)
-				})
-				return nil
-			}
-			return err
-		}
-	}
-}
-
-func (s *server) migrate(ctx context.Context) error {
-	if err := migrations.Apply(ctx, s.owner); err != nil {
-		return fmt.Errorf("bring the database schema up to date: %w", err)
-	}
-	if s.cfg.DatabaseURL == "" {
-		return nil
-	}
-	owner, err := pgx.Connect(ctx, s.owner)
-	if err != nil {
-		return fmt.Errorf("grant the narrower roles: %w", err)
-	}
-	// Whoever has made the roles may grant them; as says so if nobody has.
-	_, _ = owner.Exec(ctx, "grant postbook_projector, postbook_reader to current_user")
-	return owner.Close(ctx)
-}
-
-func (s *server) startCluster(ctx context.Context) error {
-	cluster, err := pgcluster.Start(ctx, pgcluster.Options{Dir: s.cfg.path("postgres"), Fsync: true, Log: s.log})
-	if err == nil {
-		s.cluster = cluster
-	}
-	return err
-}
-
-// keepCluster starts the private database again when it has ended by itself.
-func (s *server) keepCluster(ctx context.Context) error {
-	for {
-		select {
-		case <-s.cluster.Done():
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		s.log.Error("the database server has ended; it is started again")
-		for s.startCluster(ctx) != nil {
-			select {
-			case <-time.After(time.Second):
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-	}
-}
-
-// project keeps the read models up to date, once the database has their tables.
-func (s *server) project(ctx context.Context) error {
-	for {
-		err := s.migrate(ctx)
-		if err == nil {
-			break
-		}
-		if _, away := errors.AsType[*pgconn.ConnectError](err); !away {
-			return err
-		}
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.upgrade(ctx) })
-	group.Go(func() error { return s.watchReadModels(ctx) })
-	group.Go(func() error { return projections.NewRunner(s.writer, s.store, s.log, projections.Models...).Run(ctx) })
-	return group.Wait()
-}
-
-// upgrade builds read models again that an earlier version of the program built.
-// The program itself has no right to make tables.
-func (s *server) upgrade(ctx context.Context) error {
-	for {
-		err := projections.NewRebuilder(s.maker, s.store, s.log).Upgrade(ctx, projections.Models)
-		if err == nil || ctx.Err() != nil {
-			return ctx.Err()
-		}
-		s.log.Warn("a read model was not built again; it is tried later", "error", err)
-		select {
-		case <-time.After(10 * time.Second):
-		case <-ctx.Done():
-		}
-	}
-}
-
-// database is the name of the read models' database.
-const database = "postbook"
 
 func (s *server) openDelivery(context.Context) error {
 	s.resolver = delivery.NewResolver(s.cfg.DNSAddr)
@@ -735,15 +486,7 @@ func (s *server) serveHTTP(ctx context.Context, group *errgroup.Group) error {
 // followLedger keeps the directory up to date. A log that is away is asked again.
 func (s *server) followLedger(ctx context.Context) error {
 	for {
-		err := s.store.Follow(ctx, eventstore.Following{Log: eventstore.Ledger, After: s.directory.Seq()}, func(_ context.Context, entries []eventstore.Entry) error {
-			for _, e := range entries {
-				if e.Err != nil {
-					return fmt.Errorf("the ledger cannot be read: %w", e.Err)
-				}
-				s.directory.Apply(e.Seq, e.Events)
-			}
-			return nil
-		})
+		err := learn(ctx, s.store, s.directory, 0)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -757,6 +500,30 @@ func (s *server) followLedger(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// learn folds the ledger into a directory, from where that is, up to a sequence or,
+// with 0, for ever.
+func learn(ctx context.Context, store *eventstore.Store, d *directory.Directory, upTo uint64) error {
+	f := eventstore.Following{Log: eventstore.Ledger, After: d.Seq(), StopAt: upTo}
+	return store.Follow(ctx, f, func(_ context.Context, entries []eventstore.Entry) error {
+		for _, e := range entries {
+			if e.Err != nil {
+				return fmt.Errorf("the ledger cannot be read: %w", e.Err)
+			}
+			d.Apply(e.Seq, e.Events)
+		}
+		return nil
+	})
+}
+
+// learnAll folds what the ledger holds at this moment.
+func learnAll(ctx context.Context, store *eventstore.Store, d *directory.Directory) error {
+	head, err := store.Head(ctx, eventstore.Ledger)
+	if err != nil || head == 0 {
+		return err
+	}
+	return learn(ctx, store, d, head)
 }
 
 func parseMailbox(text string) (api.Mailbox, error) {

@@ -31,9 +31,8 @@ type staffLeave struct {
 // Run ends somebody's authority.
 func (c staffLeave) Run(ctx context.Context, cfg Config, out output) error {
 	return withPerson(ctx, cfg, domain.Staff, domain.Platform, c.Email, func(k keeper, p directory.Person) error {
-		by := operator(time.Now())
-		by.Reason = c.Reason
-		recorded, err := eventstore.Execute(ctx, k.store, staff.Decider, staff.Stream(p.ID), staff.Command(staff.Leave{Authority: by}))
+		leave := staff.Command(staff.Leave{Authority: because(c.Reason)})
+		recorded, err := eventstore.Execute(ctx, k.store, staff.Decider, staff.Stream(p.ID), leave)
 		return out.done(recorded, err, c.Email+" is out, and so is every session of theirs.")
 	})
 }
@@ -50,20 +49,7 @@ func withPerson(ctx context.Context, cfg Config, kind domain.ActorKind, account,
 		return err
 	}
 	people := directory.New()
-	head, err := k.store.Head(ctx, eventstore.Ledger)
-	if err != nil {
-		return err
-	}
-	err = k.store.Follow(ctx, eventstore.Following{Log: eventstore.Ledger, StopAt: head}, func(_ context.Context, entries []eventstore.Entry) error {
-		for _, e := range entries {
-			if e.Err != nil {
-				return e.Err
-			}
-			people.Apply(e.Seq, e.Events)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := learnAll(ctx, k.store, people); err != nil {
 		return err
 	}
 	index := keys.Index(strings.TrimSpace(email))
@@ -131,6 +117,13 @@ func alone(ctx context.Context, cfg Config, do func(context.Context, *server) er
 		return do(ctx, s)
 	})
 	return errors.Join(err, s.stop())
+}
+
+// because is the operator's authority, with a reason.
+func because(reason string) domain.Authority {
+	by := operator(time.Now())
+	by.Reason = strings.TrimSpace(reason)
+	return by
 }
 
 // operator is the authority of whoever holds the data directory.
