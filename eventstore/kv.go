@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -125,28 +124,4 @@ func (b *Bucket) Keys(ctx context.Context) ([]string, error) {
 		keys = append(keys, key)
 	}
 	return keys, nil
-}
-
-// Watch calls changed with the key of each write from now on, until ctx ends.
-func (b *Bucket) Watch(ctx context.Context, changed func(key string)) error {
-	for {
-		watcher, err := b.kv.WatchAll(ctx, jetstream.UpdatesOnly())
-		if err == nil {
-			for e := range watcher.Updates() {
-				if e != nil {
-					changed(e.Key())
-				}
-			}
-			err = watcher.Stop()
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		b.store.cfg.Log.Warn("watch a bucket again", "bucket", b.kv.Bucket(), "error", err)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Second):
-		}
-	}
 }

@@ -2,7 +2,6 @@ package eventstore
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"reflect"
 	"slices"
@@ -115,43 +114,5 @@ func TestBucketUpdatesAreNotLost(t *testing.T) {
 	all.Wait()
 	if v, _, err := b.Get(t.Context(), "n"); err != nil || string(v) != "80" {
 		t.Errorf("80 counts make %q, %v", v, err)
-	}
-}
-
-// A watcher hears of each write from then on, by whomever, and ends with its
-// context.
-func TestWatch(t *testing.T) {
-	t.Parallel()
-	host := open(t)
-	watching := must(host.Bucket(t.Context(), "keysets"))(t)
-	must(watching.Put(t.Context(), "before", nil))(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	heard := make(chan string, 1000)
-	ended := make(chan error, 1)
-	go func() { ended <- watching.Watch(ctx, func(key string) { heard <- key }) }()
-
-	elsewhere := open(t, func(c *Config) { c.URL = host.URL() })
-	b := must(elsewhere.Bucket(t.Context(), "keysets"))(t)
-	// It is listening once it has heard something.
-	eventually(t, "the watch has begun", func() bool {
-		must(b.Put(t.Context(), "hello", nil))(t)
-		return len(heard) > 0
-	})
-	rev := must(b.Put(t.Context(), "acme", []byte("one")))(t)
-	if err := b.Delete(t.Context(), "acme", rev); err != nil {
-		t.Fatal(err)
-	}
-	must(b.Put(t.Context(), "last", nil))(t)
-	counts := map[string]int{}
-	for counts["last"] == 0 {
-		counts[soon(t, "a change", heard)]++
-	}
-	if counts["acme"] != 2 || counts["before"] != 0 {
-		t.Errorf("heard %v; want acme twice, once for its end, and nothing from before", counts)
-	}
-	cancel()
-	if err := soon(t, "the end", ended); !errors.Is(err, context.Canceled) {
-		t.Errorf("it ended with %v, want the context's error", err)
 	}
 }

@@ -307,13 +307,19 @@ func (c *Cluster) URL(database, user string) string {
 }
 
 // Provision makes a database, its owner, and the two narrower roles that the
-// program itself uses. What these may do is granted with the tables.
+// program itself uses. What these may do is granted with the tables. It may be
+// called for several databases at once.
 func (c *Cluster) Provision(ctx context.Context, database string) error {
 	conn, err := pgx.Connect(ctx, c.URL("postgres", superuser))
 	if err != nil {
 		return fmt.Errorf("pgcluster: connect: %w", err)
 	}
 	defer conn.Close(ctx)
+	// Roles are the whole cluster's: two calls that make or alter one at once would
+	// fail. The lock ends with the connection.
+	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock(hashtext('postbook roles'))`); err != nil {
+		return fmt.Errorf("pgcluster: wait for another that makes roles: %w", err)
+	}
 	for _, role := range []string{owner, projector, reader} {
 		password, err := c.password(role)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -100,6 +101,31 @@ func TestNobodyGetsInWithoutThePassword(t *testing.T) {
 	if strings.Contains(string(cmdline), password) {
 		t.Fatal("the password is in the process's arguments")
 	}
+}
+
+// Databases that are made at once share their roles: no call fails because
+// another makes one, and each password lets in.
+func TestDatabasesAreProvisionedAtOnce(t *testing.T) {
+	c := start(t, t.TempDir())
+	var all sync.WaitGroup
+	for n := range 8 {
+		all.Go(func() {
+			name := fmt.Sprintf("at_once_%d", n)
+			if err := c.Provision(t.Context(), name); err != nil {
+				t.Error(err)
+				return
+			}
+			for _, role := range []string{owner, projector, reader} {
+				conn, err := pgx.Connect(t.Context(), c.URL(name, role))
+				if err != nil {
+					t.Error(err)
+					continue
+				}
+				_ = conn.Close(t.Context())
+			}
+		})
+	}
+	all.Wait()
 }
 
 func TestStoppingIsQuickAndComplete(t *testing.T) {
