@@ -65,6 +65,7 @@ type API struct {
 	recorder *recorder
 	limiter  *limiter
 	staff    *guard
+	tries    *tries
 	written  *written
 	bodies   *bodies
 }
@@ -78,6 +79,7 @@ func New(c Config) *API {
 		recorder: newRecorder(c.Store, c.Log),
 		limiter:  newLimiter(c.RateLimit, c.Now),
 		staff:    newGuard(c.Now),
+		tries:    newTries(),
 		written:  newWritten(),
 		bodies:   newBodies(),
 	}

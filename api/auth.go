@@ -27,9 +27,8 @@ const purposeAPIKey = "apikey"
 // request against its account's limit.
 func (a *API) customer(needs scope) identify {
 	return func(ctx context.Context, h http.Header, r *request) error {
-		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		token = strings.TrimSpace(token)
-		if !ok || token == "" {
+		token, ok := bearer(r.Header)
+		if !ok {
 			return errMissingKey
 		}
 		hash, err := a.hash(ctx, token)
@@ -54,6 +53,14 @@ func (a *API) customer(needs scope) identify {
 		}
 		return nil
 	}
+}
+
+// bearer is the token of a request, if it has one. The scheme is in letters of
+// either case (RFC 9110, section 11.1).
+func bearer(h http.Header) (token string, ok bool) {
+	scheme, token, _ := strings.Cut(h.Get("Authorization"), " ")
+	token = strings.TrimSpace(token)
+	return token, strings.EqualFold(scheme, "Bearer") && token != ""
 }
 
 func (a *API) hash(ctx context.Context, token string) (string, error) {

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
@@ -90,46 +89,43 @@ func (a *API) sendBatch(ctx context.Context, r *request) (answer, error) {
 	if len(batch) < 1 || len(batch) > maxBatch {
 		return answer{}, invalid("A batch holds 1 to %d emails.", maxBatch)
 	}
-	body := batchBody{Data: []idBody{}}
-	var drafts []draft
-	var places []int
+	drafts, refused := make([]draft, len(batch)), map[int]string{}
 	for i, m := range batch {
-		d, err := a.draft(m, r.by.At, true)
-		if err != nil && !permissive {
+		var err error
+		if drafts[i], err = a.draft(m, r.by.At, true); err == nil {
+			continue
+		}
+		if !permissive {
 			return answer{}, err
 		}
-		if err != nil {
-			told, _ := answerTo(err)
-			body.Errors = append(body.Errors, batchError{i, told.Message})
+		told, _ := answerTo(err)
+		refused[i] = told.Message
+	}
+	c := eventstore.Claim{Refused: refused}
+	if len(refused) < len(batch) { // else nothing could happen twice
+		asked := any(batch)
+		if permissive {
+			asked = []any{"permissive", batch}
+		}
+		var err error
+		if c, err = a.acceptOnce(ctx, r, asked, drafts, refused, !permissive); err != nil {
+			return answer{}, err
+		}
+	}
+	body := batchBody{Data: []idBody{}}
+	for i := range batch {
+		if why, bad := c.Refused[i]; bad {
+			body.Errors = append(body.Errors, batchError{i, why})
 			continue
 		}
-		drafts, places = append(drafts, d), append(places, i)
+		body.Data = append(body.Data, idBody{c.IDs[i].String()})
 	}
-	if len(drafts) == 0 {
-		return answer{status: http.StatusOK, body: body}, nil // nothing that could happen twice
-	}
-	asked := any(batch)
-	if permissive {
-		asked = []any{"permissive", batch}
-	}
-	c, err := a.acceptOnce(ctx, r, asked, drafts, !permissive)
-	if err != nil {
-		return answer{}, err
-	}
-	for i, id := range c.IDs {
-		if why, refused := c.Refused[i]; refused {
-			body.Errors = append(body.Errors, batchError{places[i], why})
-			continue
-		}
-		body.Data = append(body.Data, idBody{id.String()})
-	}
-	slices.SortFunc(body.Errors, func(a, b batchError) int { return a.Index - b.Index })
-	return answer{status: http.StatusOK, body: body, wrote: true}, nil
+	return answer{status: http.StatusOK, body: body, wrote: len(body.Data) > 0}, nil
 }
 
-// acceptOnce accepts a batch, or finds what became of it when it was asked for
-// before.
-func (a *API) acceptOnce(ctx context.Context, r *request, asked any, drafts []draft, allOrNone bool) (eventstore.Claim, error) {
+// acceptOnce accepts those of a batch that are not refused yet, or finds what
+// became of it when it was asked for before.
+func (a *API) acceptOnce(ctx context.Context, r *request, asked any, drafts []draft, refused map[int]string, allOrNone bool) (eventstore.Claim, error) {
 	ids := make([]uuid.UUID, len(drafts))
 	for i := range ids {
 		ids[i] = newID()
@@ -138,19 +134,21 @@ func (a *API) acceptOnce(ctx context.Context, r *request, asked any, drafts []dr
 	if err != nil || o.repeated {
 		return o.claim, err
 	}
+	o.claim.Refused = refused
 	var missing []int // those that a request which died has not accepted
 	var missingIDs []uuid.UUID
 	var missingDrafts []draft
 	for i, id := range o.claim.IDs {
-		if !o.there[id] {
+		if o.there[id] {
+			delete(refused, i) // a time that was good then
+		} else if _, bad := refused[i]; !bad {
 			missing, missingIDs, missingDrafts = append(missing, i), append(missingIDs, id), append(missingDrafts, drafts[i])
 		}
 	}
 	refusals, err := a.accept(ctx, r, missingIDs, missingDrafts, o.claim.Key, allOrNone)
-	o.claim.Refused = map[int]string{}
 	for i, refusal := range refusals {
 		if refusal != nil {
-			o.claim.Refused[missing[i]] = refusal.Error()
+			refused[missing[i]] = refusal.Error()
 		}
 	}
 	a.finish(ctx, o, err)

@@ -2,10 +2,13 @@ package api
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -29,9 +32,40 @@ type once struct {
 	repeated bool
 }
 
+// tries are the requests with an idempotency key that this process is answering.
+type tries struct {
+	process string
+	mu      sync.Mutex
+	last    uint64
+	going   map[uint64]bool
+}
+
+func newTries() *tries { return &tries{process: rand.Text(), going: map[uint64]bool{}} }
+
+func (t *tries) begin() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last++
+	t.going[t.last] = true
+	return t.last
+}
+
+func (t *tries) end(try uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.going, try)
+}
+
+// ended reports whether a claim is that of a try of ours which is over.
+func (t *tries) ended(c eventstore.Claim) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return c.Process == t.process && !t.going[c.Try]
+}
+
 // claim reserves the request's idempotency key, if it has one, for emails with
 // these ids.
-func (a *API) claim(ctx context.Context, r *request, route string, payload any, ids []uuid.UUID) (once, error) {
+func (a *API) claim(ctx context.Context, r *request, route string, payload any, ids []uuid.UUID) (o once, err error) {
 	keys, given := r.Header["Idempotency-Key"]
 	if !given {
 		return once{claim: eventstore.Claim{IDs: ids}}, nil
@@ -43,12 +77,20 @@ func (a *API) claim(ctx context.Context, r *request, route string, payload any, 
 	if err != nil {
 		return once{}, fmt.Errorf("digest request: %w", err)
 	}
+	try := a.tries.begin()
+	defer func() {
+		if !o.held {
+			a.tries.end(try)
+		}
+	}()
 	wanted := eventstore.Claim{
 		Account: r.by.Account,
 		Key:     digest([]byte(route + "\n" + keys[0])),
 		Digest:  digest(body),
 		IDs:     ids,
 		At:      a.Now(),
+		Process: a.tries.process,
+		Try:     try,
 	}
 	stored, won, err := a.Store.Claim(ctx, wanted)
 	switch {
@@ -60,15 +102,30 @@ func (a *API) claim(ctx context.Context, r *request, route string, payload any, 
 		return once{}, errReused
 	case stored.Done:
 		return once{claim: stored, repeated: true}, nil
-	case a.Now().Sub(stored.At) < abandoned && !(a.Alone && stored.At.Before(a.started)):
+	case a.goesOn(stored):
 		return once{}, errConcurrent
 	}
-	return a.resume(ctx, stored)
+	return a.resume(ctx, stored, try)
 }
 
-// resume decides about a request that died before it was settled. Its ids say
-// whether its emails are in the log.
-func (a *API) resume(ctx context.Context, c eventstore.Claim) (once, error) {
+// goesOn reports whether the newest try of a request may still be at work. What a
+// fault kept from being written, the process that met it knows.
+func (a *API) goesOn(c eventstore.Claim) bool {
+	latest := c.Latest()
+	died := a.Alone && latest.Before(a.started)
+	return !c.Ended && !died && !a.tries.ended(c) && a.Now().Sub(latest) < abandoned
+}
+
+// resume takes up a request that met a fault, or died, before it was settled. Its
+// ids say which of its emails are in the log.
+func (a *API) resume(ctx context.Context, c eventstore.Claim, try uint64) (once, error) {
+	c, err := a.Store.TakeUp(ctx, c, a.tries.process, try, a.Now())
+	if errors.Is(err, eventstore.ErrConflict) {
+		return once{}, errConcurrent
+	}
+	if err != nil {
+		return once{}, err
+	}
 	there := map[uuid.UUID]bool{}
 	for log, ids := range a.byLog(c.IDs) {
 		if err := a.acceptedSince(ctx, log, c, ids, there); err != nil {
@@ -122,12 +179,12 @@ func (a *API) acceptedSince(ctx context.Context, log string, c eventstore.Claim,
 }
 
 // finish settles the claim of a request that was answered, or gives it back if
-// all of it was refused. After a fault it is kept: what happened is unknown, and the
-// next try looks.
+// all of it was refused. After a fault what happened is unknown: the next try looks.
 func (a *API) finish(ctx context.Context, o once, err error) {
 	if !o.held {
 		return
 	}
+	defer a.tries.end(o.claim.Try)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	var failed error
@@ -136,6 +193,8 @@ func (a *API) finish(ctx context.Context, o once, err error) {
 		failed = a.Store.Unclaim(ctx, o.claim)
 	case err == nil:
 		failed = a.Store.Settle(ctx, o.claim)
+	default:
+		failed = a.Store.Abandon(ctx, o.claim)
 	}
 	if failed != nil {
 		a.Log.Warn("idempotency key is not settled", "account", o.claim.Account, "error", failed)

@@ -70,8 +70,8 @@ func (a *API) createSession(ctx context.Context, r *request) (answer, error) {
 
 // staffMember identifies a member of staff by their session.
 func (a *API) staffMember(ctx context.Context, _ http.Header, r *request) error {
-	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	body, mac, two := strings.Cut(strings.TrimSpace(token), ".")
+	token, ok := bearer(r.Header)
+	body, mac, two := strings.Cut(token, ".")
 	if !ok || !two {
 		return errStaffToken
 	}

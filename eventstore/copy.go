@@ -56,7 +56,8 @@ func (s *Store) Streams(ctx context.Context) ([]string, error) {
 const (
 	copyChunk   = 256 << 10 // bytes
 	copySilence = 30 * time.Second
-	copyEnd     = 10 * time.Minute // for the server to put in place what it was given
+	copyAgain   = 50 * time.Millisecond // until somebody who is not there is asked again
+	copyEnd     = 10 * time.Minute      // for the server to put in place what it was given
 )
 
 // CopyStream writes a stream as it is at one moment. What is written is read as
@@ -137,13 +138,33 @@ func (s *Store) ask(ctx context.Context, subject string, question, answer any) e
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, copySilence)
-	defer cancel()
-	reply, err := s.nc.RequestWithContext(ctx, subject, body)
+	data, err := heard(ctx, s.nc, subject, body, copySilence)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return err
 	}
-	return readAnswer(reply.Data, answer)
+	return readAnswer(data, answer)
+}
+
+// heard asks until somebody has heard the question. What one server of a cluster
+// listens to, another learns a moment later, and answers until then that nobody
+// is there.
+func heard(ctx context.Context, nc *nats.Conn, subject string, question []byte, within time.Duration) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	for {
+		reply, err := nc.RequestWithContext(ctx, subject, question)
+		if err == nil {
+			return reply.Data, nil
+		}
+		if !errors.Is(err, nats.ErrNoResponders) {
+			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		case <-time.After(copyAgain):
+		}
+	}
 }
 
 func readAnswer(data []byte, answer any) error {
@@ -272,17 +293,15 @@ func (v *Vacant) restore(ctx context.Context, c StreamCopy, from io.Reader, repl
 		if n == 0 {
 			wait = copyEnd
 		}
-		patient, cancel := context.WithTimeout(ctx, wait)
-		reply, err := nc.RequestWithContext(patient, answer.DeliverSubject, chunk[:n])
-		cancel()
+		reply, err := heard(ctx, nc, answer.DeliverSubject, chunk[:n], wait)
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+			return err
 		}
-		if n > 0 && len(reply.Data) == 0 {
+		if n > 0 && len(reply) == 0 {
 			continue
 		}
 		var made server.JSApiStreamCreateResponse
-		if err := readAnswer(reply.Data, &made); err != nil {
+		if err := readAnswer(reply, &made); err != nil {
 			return err
 		}
 		if n > 0 || made.StreamInfo == nil {

@@ -19,10 +19,14 @@ import (
 // repeats the request finds the claim, and repeats nothing. Claims last a day.
 type Claim struct {
 	Account   string            `json:"account"`
-	Key       string            `json:"key"`    // hex; of the endpoint and the client's idempotency key
-	Digest    string            `json:"digest"` // hex; of what was asked
-	IDs       []uuid.UUID       `json:"ids"`    // that the request's objects have, or will have
-	At        time.Time         `json:"at"`
+	Key       string            `json:"key"`             // hex; of the endpoint and the client's idempotency key
+	Digest    string            `json:"digest"`          // hex; of what was asked
+	IDs       []uuid.UUID       `json:"ids"`             // that the request's objects have, or will have
+	At        time.Time         `json:"at"`              // of the first try: what was done under it lies after
+	Since     time.Time         `json:"since,omitzero"`  // of the newest try, if that is another
+	Process   string            `json:"process"`         // that the newest try was made in
+	Try       uint64            `json:"try"`             // which of that process's it is
+	Ended     bool              `json:"ended,omitempty"` // the newest try met a fault: what it has done, the log says
 	Done      bool              `json:"done,omitempty"`
 	Positions []domain.Position `json:"positions,omitempty"` // where the objects were recorded
 	Refused   map[int]string    `json:"refused,omitempty"`   // why objects were refused, by their place in IDs
@@ -64,16 +68,43 @@ func (s *Store) Claim(ctx context.Context, c Claim) (stored Claim, won bool, err
 }
 
 // Settle records that a claimed request was answered, and where its objects
-// lie. It does not wait for the disk: a settlement that is lost can be found in
-// the log again.
+// lie. It waits for the disk if any of them was refused: all else can be found in
+// the log again if the settlement is lost.
 func (s *Store) Settle(ctx context.Context, c Claim) error {
 	c.Done = true
-	return s.replace(ctx, c, false)
+	return s.replace(ctx, c, len(c.Refused) > 0)
 }
 
 // Unclaim gives a claim back: the request failed before anything was recorded.
 func (s *Store) Unclaim(ctx context.Context, c Claim) error {
 	return s.replace(ctx, Claim{Account: c.Account, Key: c.Key, At: c.At, Free: true, seq: c.seq}, true)
+}
+
+// Abandon says that the request met a fault and will not go on: the next one may
+// take it up.
+func (s *Store) Abandon(ctx context.Context, c Claim) error {
+	c.Ended = true
+	return s.replace(ctx, c, false)
+}
+
+// TakeUp makes the claim of a request that has ended, or died, the caller's. It is
+// ErrConflict if somebody else has just done that.
+func (s *Store) TakeUp(ctx context.Context, c Claim, process string, try uint64, now time.Time) (Claim, error) {
+	c.Ended, c.Process, c.Try, c.Since = false, process, try, now
+	seq, err := s.claimAfter(ctx, c, c.seq)
+	if err != nil {
+		return Claim{}, fmt.Errorf("eventstore: take a claim up: %w", err)
+	}
+	c.seq = seq
+	return c, nil
+}
+
+// Latest is when the newest try began.
+func (c Claim) Latest() time.Time {
+	if c.Since.IsZero() {
+		return c.At
+	}
+	return c.Since
 }
 
 func (s *Store) replace(ctx context.Context, c Claim, wait bool) error {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/term"
 
 	"postbook.dev/postbook/api"
 	"postbook.dev/postbook/domain"
@@ -202,8 +203,7 @@ func (s asStaff) ask(ctx context.Context, cfg Config, out output, method, what s
 			login[field] = os.Getenv("POSTBOOK_STAFF_" + strings.ToUpper(field))
 		}
 		if login[field] == "" {
-			fmt.Fprintf(os.Stderr, "Your %s: ", field)
-			answer, err := in.ReadString('\n')
+			answer, err := prompt(in, field)
 			if err != nil {
 				return fmt.Errorf("read your %s: %w", field, err)
 			}
@@ -227,6 +227,18 @@ func (s asStaff) ask(ctx context.Context, cfg Config, out output, method, what s
 		fmt.Println("NOT settled: mail of the account may still be on the wire. Give the command again.")
 	}
 	return accountsShow{ID: s.ID}.Run(ctx, cfg, out)
+}
+
+// prompt asks for a field of a sign-in. A terminal does not show a password.
+func prompt(in *bufio.Reader, field string) (string, error) {
+	fmt.Fprintf(os.Stderr, "Your %s: ", field)
+	terminal := int(os.Stdin.Fd())
+	if field != "password" || !term.IsTerminal(terminal) {
+		return in.ReadString('\n')
+	}
+	answer, err := term.ReadPassword(terminal)
+	fmt.Fprintln(os.Stderr)
+	return string(answer), err
 }
 
 // call asks the running server.

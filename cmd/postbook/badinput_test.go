@@ -74,6 +74,8 @@ func TestBadInput(t *testing.T) {
 		{name: "50 MB", body: func() io.Reader {
 			return io.MultiReader(strings.NewReader(`{"text":"`), io.LimitReader(letters{}, 60<<20), strings.NewReader(`"}`))
 		}(), status: 422, error: "validation_error", says: "larger"},
+		{name: "no token", body: good, headers: []string{"Authorization", "Bearer "}, status: 401, error: "missing_api_key"},
+		{name: "another scheme", body: good, headers: []string{"Authorization", "Basic cmU6cmU="}, status: 401, error: "missing_api_key"},
 		{name: "no key", body: good, headers: []string{"Authorization", ""}, status: 401, error: "missing_api_key"},
 		{name: "a key that nobody issued", body: good, headers: []string{"Authorization", "Bearer re_12345678_123456789012345678901234"}, status: 400, error: "validation_error", says: "API key"},
 		{name: "a key that was revoked", body: good, headers: []string{"Authorization", "Bearer " + revoked.Token}, status: 400, error: "validation_error", says: "API key"},

@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// behindProxies gives each request the remote address of its client, if it came
-// through proxies of these networks. What anybody else says in X-Forwarded-For is
-// not believed.
+// behindProxies gives each request the remote address of its client and the scheme
+// it was asked with, if it came through proxies of these networks. What anybody else
+// says in X-Forwarded-For and X-Forwarded-Proto is not believed.
 func behindProxies(networks []string, next http.Handler) http.Handler {
 	var trusted []netip.Prefix
 	for _, n := range networks {
@@ -22,6 +22,9 @@ func behindProxies(networks []string, next http.Handler) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+			if isTrusted(peer.Addr().Unmap(), trusted) && strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https") {
+				r.URL.Scheme = "https"
+			}
 			client := clientOf(peer.Addr(), r.Header.Values("X-Forwarded-For"), trusted)
 			if client != peer.Addr().Unmap() {
 				r.RemoteAddr = net.JoinHostPort(client.String(), "0") // the port is not known

@@ -57,3 +57,25 @@ func TestNetworksOfProxiesAreChecked(t *testing.T) {
 		}
 	}
 }
+
+// The scheme that a client used is a trusted proxy's to say.
+func TestSchemeBehindProxies(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ peer, says, want string }{
+		{"10.0.0.1:5000", "https", "https"},
+		{"[::ffff:10.0.0.1]:5000", "HTTPS", "https"},
+		{"10.0.0.1:5000", "http", ""},
+		{"10.0.0.1:5000", "", ""},
+		{"198.51.100.1:5000", "https", ""},
+	} {
+		got := "not asked"
+		h := behindProxies([]string{"10.0.0.0/8"}, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.URL.Scheme }))
+		r := httptest.NewRequestWithContext(t.Context(), "GET", "/console/", nil)
+		r.RemoteAddr = c.peer
+		r.Header.Set("X-Forwarded-Proto", c.says)
+		h.ServeHTTP(httptest.NewRecorder(), r)
+		if got != c.want {
+			t.Errorf("%s says %q: the scheme is %q, not %q", c.peer, c.says, got, c.want)
+		}
+	}
+}

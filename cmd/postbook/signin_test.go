@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -50,6 +51,12 @@ func TestGuessingBehindAProxy(t *testing.T) {
 		t.Errorf("the same code again: %s", r)
 	}
 	i.onRecordAs(t, 41, "route = 'POST /staff/sessions' and ip = '203.0.113.7'")
+
+	for proto, secure := range map[string]bool{"https": true, "http": false} {
+		if r := i.ask("GET", "/console/enter", nil, "X-Forwarded-Proto", proto); strings.Contains(r.header.Get("Set-Cookie"), "; Secure") != secure {
+			t.Errorf("over %s the cookie is %q", proto, r.header.Get("Set-Cookie"))
+		}
+	}
 }
 
 // Where no proxy is known the header is worth nothing.
