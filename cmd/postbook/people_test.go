@@ -56,6 +56,9 @@ func TestPeopleAndKeysAreOutAtOnce(t *testing.T) {
 	if said, err := i.postbook("accounts", "revoke-key", i.facts.AccountID, keys.Data[0].ID, "--reason", "it was in a repository"); err != nil {
 		t.Fatalf("revoke-key: %v\n%s", err, said)
 	}
+	if said, err := i.postbook("accounts", "revoke-key", i.facts.AccountID, keys.Data[0].ID, "--reason", "again", "--json"); err != nil || strings.TrimSpace(said) != `{"changed":false}` {
+		t.Errorf("revoked again: %v\n%s", err, said)
+	}
 	testenv.Eventually(t, 10*time.Second, out("/emails", "Bearer "+i.facts.APIKey))
 	if said, err := i.postbook("accounts", "revoke-key", i.facts.AccountID, "0190b3f2-0000-7000-8000-000000000000", "--reason", "x"); err == nil {
 		t.Errorf("a key that is none was revoked: %s", said)

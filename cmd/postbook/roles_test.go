@@ -41,3 +41,21 @@ func TestADatabaseElsewhereIsUsedWithNarrowRoles(t *testing.T) {
 		}
 	}
 }
+
+// A process answers for its roles alone: a console that people reach from afar is no
+// way to the API. Whether it is well, any process says.
+func TestAProcessServesItsRolesAlone(t *testing.T) {
+	t.Parallel()
+	for roles, want := range map[string]map[string]int{
+		"workers,projections,console": {"/health": 200, "/console/enter": 200, "/emails": 404, "/staff/accounts/x": 404},
+		"workers,projections":         {"/health": 200, "/console/enter": 404, "/emails": 404},
+		"api":                         {"/health": 200, "/console/enter": 404, "/logs": 200},
+	} {
+		i := launch(t, "POSTBOOK_ROLES="+roles)
+		for path, status := range want {
+			if r := i.ask("GET", path, nil); r.status != status {
+				t.Errorf("%s: %s answers %s", roles, path, r)
+			}
+		}
+	}
+}

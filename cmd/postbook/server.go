@@ -454,13 +454,15 @@ func (s *server) sender() (*delivery.Sender, error) {
 	return sender, nil
 }
 
-// serveHTTP answers what the process's roles call for. Metrics are served by any.
+// serveHTTP answers what the process's roles call for. Metrics and health are served
+// by any.
 func (s *server) serveHTTP(ctx context.Context, group *errgroup.Group) error {
 	mux := http.NewServeMux()
 	if err := s.serveMetrics(mux); err != nil {
 		return err
 	}
-	if s.cfg.runs(roleAPI) || s.cfg.runs(roleConsole) {
+	mux.Handle("GET /health", s.api.Handler())
+	if s.cfg.runs(roleAPI) {
 		mux.Handle("/", s.api.Handler())
 	}
 	if s.console != nil {

@@ -61,15 +61,17 @@ func withPerson(ctx context.Context, cfg Config, kind domain.ActorKind, account,
 	return fmt.Errorf("there is no %s with the address %s", kind, email)
 }
 
-// done says that something is on record.
+// done says that something is on record, or was before.
 func (o output) done(recorded []domain.Recorded, err error, text string) error {
 	if err != nil {
 		return err
 	}
+	answer := any(map[string]bool{"changed": false})
 	if len(recorded) > 0 {
-		if printed, err := o.object(lineOf(recorded[0])); printed {
-			return err
-		}
+		answer = lineOf(recorded[0])
+	}
+	if printed, err := o.object(answer); printed {
+		return err
 	}
 	fmt.Println(text)
 	return nil
