@@ -25,8 +25,8 @@ test: need-test ## Run all tests, on real PostgreSQL, NATS, DNS, SMTP and a brow
 	go test -json -timeout 12m $(PKGS) | go run ./internal/testcount
 
 .PHONY: test-race
-test-race: need-test ## Run all tests with the race detector
-	go test -race -json -timeout 30m $(PKGS) | go run ./internal/testcount
+test-race: need-test ## Run all tests with the race detector, in the program that they start as well
+	GOFLAGS="$(GOFLAGS) -race" go test -json -timeout 30m $(PKGS) | go run ./internal/testcount
 
 .PHONY: test-long
 test-long: need-test ## Run the suites that take long (an hour or two): kills by the fifty, tampering and crashes by the thousand

@@ -57,7 +57,7 @@ var Authorities = Table{
 	"sender.verify": {customerKey, memberAdmin, operatorAtHost},
 	"sender.report": {theSystem},
 	"sender.vouch":  {operatorAtHost}, // the sandbox's own domain, which no DNS can prove
-	"sender.remove": {customerKey, memberAdmin},
+	"sender.remove": {customerKey, memberAdmin, operatorWithReason},
 
 	"email.accept":     {sendingKey},
 	"email.reschedule": {customerKey, memberAdmin},

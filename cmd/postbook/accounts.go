@@ -23,6 +23,8 @@ import (
 	"postbook.dev/postbook/domain/apikey"
 	"postbook.dev/postbook/domain/directory"
 	"postbook.dev/postbook/domain/member"
+	"postbook.dev/postbook/domain/name"
+	"postbook.dev/postbook/domain/sender"
 	"postbook.dev/postbook/eventstore"
 )
 
@@ -34,6 +36,7 @@ type accountsCommand struct {
 	Withdraw       accountsWithdraw `cmd:"" help:"Take a request back."`
 	Unblock        accountsUnblock  `cmd:"" help:"Approve somebody else's request."`
 	RemoveMember   accountsRemove   `cmd:"" help:"End what a member may do, at once, beside a running server or without one."`
+	RemoveDomain   accountsDomain   `cmd:"" help:"Remove a sender domain, so that another account can add it: of somebody who took a name that is not theirs. Beside a running server or without one."`
 	RevokeKey      accountsRevoke   `cmd:"" help:"Revoke an API key, at once, beside a running server or without one."`
 }
 
@@ -68,6 +71,41 @@ func (c accountsRevoke) Run(ctx context.Context, cfg Config, out output) error {
 	revoke := apikey.Command(apikey.Revoke{Authority: because(c.Reason)})
 	recorded, err := eventstore.Execute(ctx, store, apikey.Decider, apikey.Stream(c.ID, c.Key), revoke)
 	return out.done(recorded, err, "The key is revoked.")
+}
+
+type accountsDomain struct {
+	ID     string `arg:"" help:"Id of the account."`
+	Domain string `arg:"" help:"Name of the domain."`
+	Reason string `required:"" help:"Why."`
+}
+
+// Run removes the domain, and gives its name back. Interrupted in between, it is
+// given again.
+func (c accountsDomain) Run(ctx context.Context, cfg Config, out output) error {
+	domainName, err := parseDomain(strings.ToLower(c.Domain))
+	if err != nil {
+		return fmt.Errorf("%q is no domain name", c.Domain)
+	}
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	holder, _, err := eventstore.Load(ctx, store, name.Decider, name.Stream(domainName))
+	if err != nil {
+		return err
+	}
+	if holder.Sender == "" || holder.Account != c.ID {
+		return fmt.Errorf("the account %s has no domain called %s", c.ID, domainName)
+	}
+	remove := sender.Command(sender.Remove{Authority: because(c.Reason)})
+	_, err = eventstore.Execute(ctx, store, sender.Decider, sender.Stream(c.ID, holder.Sender), remove)
+	if r := domain.Refused(err); err != nil && (r == nil || r.Code != domain.NotFound) {
+		return err
+	}
+	release := name.Command(name.Release{Authority: because(c.Reason), Sender: holder.Sender})
+	recorded, err := eventstore.Execute(ctx, store, name.Decider, name.Stream(domainName), release)
+	return out.done(recorded, err, domainName+" is removed, and may be added again.")
 }
 
 type accountsOpen struct {

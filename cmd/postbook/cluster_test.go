@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -163,10 +161,7 @@ func (i *instance) moved() {
 	i.t.Helper()
 	before := i.facts.BaseURL
 	testenv.Eventually(i.t, 40*time.Second, func() error {
-		data, err := os.ReadFile(filepath.Join(i.dir, devFile))
-		if err == nil {
-			err = json.Unmarshal(data, &i.facts)
-		}
+		err := i.learn()
 		if err == nil && i.facts.BaseURL == before {
 			err = errors.New("it has not ended yet")
 		}

@@ -64,3 +64,40 @@ func (i *instance) domainNamed(name string) string {
 	}
 	return ""
 }
+
+// Who took a name that is not theirs loses it to an operator's word: at once, with
+// the reason on record, and another account can add it.
+func TestAnOperatorRemovesADomain(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	mine := i.facts.AccountID
+	id := i.ask("POST", "/domains", map[string]any{"name": "bank.test"}).id(t)
+	for _, args := range [][]string{
+		{mine, "other.test", "--reason", "x"},
+		{"0190b3f2-0000-7000-8000-000000000000", "bank.test", "--reason", "x"},
+		{mine, "no name", "--reason", "x"},
+		{mine, "bank.test", "--reason", " "},
+	} {
+		if said, err := i.postbook(append([]string{"accounts", "remove-domain"}, args...)...); err == nil {
+			t.Errorf("%q: %s", args, said)
+		}
+	}
+	if i.domainNamed("bank.test") == "" {
+		t.Fatal("a refused command removed the domain")
+	}
+	if said, err := i.postbook("accounts", "remove-domain", mine, "Bank.test", "--reason", "it is a bank's"); err != nil || !strings.Contains(said, "bank.test is removed") {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	testenv.Eventually(t, 10*time.Second, func() error {
+		if i.domainNamed("bank.test") != "" {
+			return fmt.Errorf("the domain is still there")
+		}
+		return nil
+	})
+	if said, err := i.postbook("events", "show", mine+".sender."+id, "--json"); err != nil || !strings.Contains(said, "it is a bank's") {
+		t.Errorf("the log does not tell why: %v\n%s", err, said)
+	}
+	if r := i.ask("POST", "/domains", map[string]any{"name": "bank.test"}); r.status != 201 {
+		t.Errorf("it cannot be added again: %s", r)
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -46,10 +47,11 @@ type instance struct {
 	t      testing.TB
 	dir    string
 	env    []string
-	facts  devFacts
 	cmd    *exec.Cmd
 	output *buffer
 	client *http.Client
+	facts  devFacts                 // of the newest start
+	at     atomic.Pointer[devFacts] // the same, for goroutines that ask while it is started again
 }
 
 // buffer collects what a process says while a test may read it.
@@ -118,11 +120,7 @@ func launchBeside(t testing.TB, first *instance, env ...string) *instance {
 			t.Fatal(err)
 		}
 	}
-	i := &instance{t: t, dir: dir, env: env, client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
-	t.Cleanup(func() {
-		i.stop()
-		os.RemoveAll(dir)
-	})
+	i := newInstance(t, dir, env...)
 	i.start("--quiet")
 	return i
 }
@@ -144,8 +142,7 @@ func (i *instance) start(args ...string) {
 	go func() { ended <- cmd.Wait() }()
 	deadline := time.Now().Add(time.Minute)
 	for {
-		data, err := os.ReadFile(filepath.Join(i.dir, devFile))
-		if err == nil && json.Unmarshal(data, &i.facts) == nil {
+		if i.learn() == nil {
 			break
 		}
 		select {
@@ -158,6 +155,21 @@ func (i *instance) start(args ...string) {
 		}
 	}
 	go func() { <-ended }()
+}
+
+// learn reads what the program has written for whoever drives it.
+func (i *instance) learn() error {
+	data, err := os.ReadFile(filepath.Join(i.dir, devFile))
+	if err != nil {
+		return err
+	}
+	var facts devFacts
+	if err := json.Unmarshal(data, &facts); err != nil {
+		return err
+	}
+	i.facts = facts
+	i.at.Store(&facts)
+	return nil
 }
 
 // kill ends the process as a power cut would.
@@ -260,11 +272,12 @@ func (i *instance) try(ctx context.Context, method, path string, body any, heade
 		}
 		reader = bytes.NewReader(data)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, i.facts.BaseURL+path, reader)
+	at := i.at.Load()
+	req, err := http.NewRequestWithContext(ctx, method, at.BaseURL+path, reader)
 	if err != nil {
 		return reply{}, err
 	}
-	req.Header.Set("Authorization", "Bearer "+i.facts.APIKey)
+	req.Header.Set("Authorization", "Bearer "+at.APIKey)
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "postbook-test")
 	for n := 0; n < len(headers); n += 2 {
