@@ -3,78 +3,22 @@ package archive_test
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io/fs"
-	"net"
-	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"postbook.dev/postbook/archive"
 	"postbook.dev/postbook/eventstore"
 	"postbook.dev/postbook/internal/testenv"
 )
 
-// gateway is a server that speaks S3 over a directory. It is built from the module
-// proxy, with a module graph of its own.
-const gateway = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
-
-// s3 starts one, and returns the name of a place in it.
-func s3(t *testing.T) string {
-	t.Helper()
-	if os.Getenv("POSTBOOK_TEST_LONG") == "" {
-		t.Skip("POSTBOOK_TEST_LONG builds a server that speaks S3, which takes minutes the first time")
-	}
-	program, err := exec.LookPath("versitygw")
-	if err != nil {
-		bin := t.TempDir()
-		build := exec.Command("go", "install", gateway)
-		build.Env = append(os.Environ(), "GOBIN="+bin, "GOFLAGS=")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("build %s: %v\n%s", gateway, err, out)
-		}
-		program = filepath.Join(bin, "versitygw")
-	}
-	listener := must(net.Listen("tcp", "127.0.0.1:0"))(t)
-	addr := listener.Addr().String()
-	must(0, listener.Close())(t)
-	dir := t.TempDir()
-	must(0, os.Mkdir(filepath.Join(dir, "mail-archive"), 0o700))(t)
-	cmd := exec.Command(program, "--port", addr, "posix", "--sidecar", t.TempDir(), dir)
-	t.Setenv("AWS_ACCESS_KEY_ID", "postbook")
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "not a secret at all")
-	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY=postbook", "ROOT_SECRET_KEY=not a secret at all")
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	must(0, cmd.Start())(t)
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-ended
-	})
-	testenv.Eventually(t, 30*time.Second, func() error {
-		res, err := http.Get("http://" + addr + "/")
-		if err != nil {
-			return fmt.Errorf("%w: %s", err, said.String())
-		}
-		return res.Body.Close()
-	})
-	return "s3://mail-archive/postbook?region=us-east-1&endpoint=http://" + addr
-}
-
 // The same holds in a directory and in a bucket.
 func TestPlaces(t *testing.T) {
 	for name, open := range map[string]func(t *testing.T) string{
 		"directory": func(t *testing.T) string { return "file://" + filepath.Join(t.TempDir(), "not", "there", "yet") },
-		"bucket":    s3,
+		"bucket":    testenv.S3,
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := must(archive.Open(open(t)))(t)
@@ -113,7 +57,7 @@ func TestPlaces(t *testing.T) {
 
 // Archiving, trimming, reading and verifying work with a bucket.
 func TestArchiveInABucket(t *testing.T) {
-	place := s3(t)
+	place := testenv.S3(t)
 	i := start(t)
 	i.close(t)
 	i.place = place

@@ -17,54 +17,78 @@ import (
 	"postbook.dev/postbook/seal"
 )
 
-// A Place outside this machine's reach keeps the newest head of each log: a
-// folder on another machine's disk, or whoever takes an HTTP POST.
-type Place struct {
-	dir    string
-	url    string
-	client *http.Client
+// A Place outside this machine's reach keeps the newest head of each log.
+type Place interface {
+	// Put leaves a head.
+	Put(ctx context.Context, log string, head []byte) error
+	// Get returns the head of a log that was left, and nil if there is none.
+	Get(ctx context.Context, log string) ([]byte, error)
+	// String names the place, without the credentials that its address may hold.
+	String() string
 }
 
 // ParsePlace reads a path, or an address that begins with http:// or https://.
 func ParsePlace(text string) (Place, error) {
-	if strings.HasPrefix(text, "http://") || strings.HasPrefix(text, "https://") {
+	scheme, _, hasScheme := strings.Cut(text, "://")
+	switch {
+	case scheme == "http" || scheme == "https":
 		u, err := url.Parse(text)
 		if err != nil || u.Host == "" {
-			return Place{}, errors.New("notary: a place's address is not a URL")
+			return nil, errors.New("notary: a place's address is not a URL")
 		}
-		return Place{url: strings.TrimSuffix(text, "/"), client: &http.Client{Timeout: 10 * time.Second}}, nil
+		return address{url: strings.TrimSuffix(text, "/"), client: &http.Client{Timeout: 10 * time.Second}}, nil
+	case hasScheme && scheme != "file":
+		return nil, fmt.Errorf("notary: %s:// is no place for heads", scheme)
 	}
 	dir, err := filepath.Abs(strings.TrimPrefix(text, "file://"))
 	if err != nil {
-		return Place{}, fmt.Errorf("notary: find the place %q: %w", text, err)
+		return nil, fmt.Errorf("notary: find the place %q: %w", text, err)
 	}
-	return Place{dir: dir}, nil
+	return folder(dir), nil
 }
 
-// String names the place, without the credentials that its address may hold.
-func (p Place) String() string {
-	if p.url == "" {
-		return p.dir
+// HeadName is the name of a log's head in a place that has names.
+func HeadName(log string) string { return log + ".checkpoint" }
+
+// folder is one on another machine's disk.
+type folder string
+
+func (f folder) String() string { return string(f) }
+
+func (f folder) Put(_ context.Context, log string, head []byte) error {
+	return seal.WriteFile(filepath.Join(string(f), HeadName(log)), head, 0o644)
+}
+
+func (f folder) Get(_ context.Context, log string) ([]byte, error) {
+	head, err := os.ReadFile(filepath.Join(string(f), HeadName(log)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	u, err := url.Parse(p.url)
+	return head, err
+}
+
+// address takes an HTTP POST.
+type address struct {
+	url    string
+	client *http.Client
+}
+
+func (a address) String() string {
+	u, err := url.Parse(a.url)
 	if err != nil {
 		return "a place"
 	}
 	return u.Redacted()
 }
 
-// Put leaves a head. An address gets it in the body, with the log's name at the
-// end of the path.
-func (p Place) Put(ctx context.Context, log string, head []byte) error {
-	if p.url == "" {
-		return seal.WriteFile(filepath.Join(p.dir, log+".checkpoint"), head, 0o644)
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url+"/"+log, bytes.NewReader(head))
+// Put sends a head in the body, with the log's name at the end of the path.
+func (a address) Put(ctx context.Context, log string, head []byte) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.url+"/"+log, bytes.NewReader(head))
 	if err != nil {
 		return fmt.Errorf("notary: leave a head: %w", err)
 	}
 	req.Header.Set("Content-Type", "text/plain; charset=utf-8")
-	res, err := p.client.Do(req)
+	res, err := a.client.Do(req)
 	if err != nil {
 		return fmt.Errorf("notary: leave a head: %w", err)
 	}
@@ -76,15 +100,5 @@ func (p Place) Put(ctx context.Context, log string, head []byte) error {
 	return nil
 }
 
-// Get returns the head of a log that was left in a folder, and nil if there is
-// none. What an address has got, only its owner can give back.
-func (p Place) Get(log string) ([]byte, error) {
-	if p.url != "" {
-		return nil, nil
-	}
-	head, err := os.ReadFile(filepath.Join(p.dir, log+".checkpoint"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	return head, err
-}
+// Get returns nothing: what an address has got, only its owner can give back.
+func (a address) Get(context.Context, string) ([]byte, error) { return nil, nil }

@@ -413,7 +413,7 @@ func TestAnotherHistoryWithAllKeys(t *testing.T) {
 	must(0, store.Close())(t)
 	head := must(os.ReadFile(filepath.Join(real.seal(), log, "checkpoint")))(t)
 	must(0, place.Put(t.Context(), log, head))(t)
-	kept := must(place.Get(log))(t)
+	kept := must(place.Get(t.Context(), log))(t)
 
 	rewritten := sealed(t, filepath.Join(dir, "rewritten"), keys, 301)
 	longer := sealed(t, filepath.Join(dir, "longer"), keys, 400)

@@ -38,7 +38,7 @@ type Config struct {
 	Hostname     string        `env:"POSTBOOK_HOSTNAME" help:"Name in EHLO and in the records that customers publish. Empty uses the machine's." name:"hostname"`
 	RootKey      string        `env:"POSTBOOK_ROOT_KEY" help:"Where the root key is: a file (mode 0600), or a KMS URL. Empty is root.key in the data directory." name:"root-key"`
 	Witnesses    []string      `env:"POSTBOOK_WITNESSES" help:"Witnesses that cosign the seal: for each its URL, a space, and its public key." name:"witnesses"`
-	SealCopies   []string      `env:"POSTBOOK_SEAL_COPIES" help:"Where the heads of the seal are left: folders on other machines' disks, or addresses that take a POST." name:"seal-copies"`
+	SealCopies   []string      `env:"POSTBOOK_SEAL_COPIES" help:"Where the heads of the seal are left: folders on other machines' disks, s3://bucket/prefix, or addresses that take a POST." name:"seal-copies"`
 	Archive      string        `env:"POSTBOOK_ARCHIVE" help:"Where older entries of the log are archived: a directory, or s3://bucket?endpoint=HOST. Empty archives nothing." name:"archive"`
 	HotAge       time.Duration `env:"POSTBOOK_HOT_AGE" help:"Archived entries leave the log's stream when they are so old, such as 720h. 0 keeps them." name:"hot-age"`
 	HotBytes     int64         `env:"POSTBOOK_HOT_BYTES" help:"Archived entries leave the stream of each log that is larger, in bytes. 0 keeps them." name:"hot-bytes"`

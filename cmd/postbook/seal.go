@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
+	"postbook.dev/postbook/archive"
 	"postbook.dev/postbook/domain"
 	sealed "postbook.dev/postbook/domain/seal"
 	"postbook.dev/postbook/eventstore"
@@ -102,7 +103,7 @@ func (s *server) openNotary(ctx context.Context) error {
 		c.Witnesses = append(c.Witnesses, w)
 	}
 	for _, text := range s.cfg.SealCopies {
-		p, err := notary.ParsePlace(strings.TrimSpace(text))
+		p, err := parsePlace(text)
 		if err != nil {
 			return fmt.Errorf("POSTBOOK_SEAL_COPIES: %w", err)
 		}
@@ -110,6 +111,39 @@ func (s *server) openNotary(ctx context.Context) error {
 	}
 	s.notary = notary.New(c)
 	return s.notary.Begin()
+}
+
+// parsePlace finds where heads of the seal are left: a folder, an address, or a bucket.
+func parsePlace(text string) (notary.Place, error) {
+	text = strings.TrimSpace(text)
+	if !strings.HasPrefix(text, "s3://") {
+		return notary.ParsePlace(text)
+	}
+	bucket, err := archive.Open(text)
+	if err != nil {
+		return nil, err
+	}
+	return bucketOfHeads{bucket}, nil
+}
+
+// bucketOfHeads keeps heads as objects.
+type bucketOfHeads struct{ archive.Place }
+
+// maxHead bounds a head with its cosignatures.
+const maxHead = 64 << 10
+
+// Put implements notary.Place.
+func (b bucketOfHeads) Put(ctx context.Context, log string, head []byte) error {
+	return b.Place.Put(ctx, notary.HeadName(log), head)
+}
+
+// Get implements notary.Place.
+func (b bucketOfHeads) Get(ctx context.Context, log string) ([]byte, error) {
+	head, err := b.Place.Get(ctx, notary.HeadName(log), 0, maxHead)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return head, err
 }
 
 // headsBucket holds the newest head of each log that several processes seal.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -148,5 +149,75 @@ func (i *instance) meddle(t *testing.T) {
 	config.MaxMsgs, config.Discard = 1, jetstream.DiscardOld
 	if _, err := js.UpdateStream(t.Context(), config); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Heads lie in a bucket as well: an old backup that is put back, which is whole in
+// itself, does not fit what the bucket has seen.
+func TestHeadsInABucket(t *testing.T) {
+	place := testenv.S3(t)
+	i := launch(t, "POSTBOOK_SEAL_COPIES="+place)
+	i.lastEvent(i.ask("POST", "/emails", hello("first@rcpt.test")).id(t), "delivered")
+	fits := func() error {
+		out, err := i.postbook("verify", "--log", "--copy", place)
+		if err != nil || strings.Contains(out, "NOT") || strings.Count(out, "kept elsewhere") != 7 {
+			return fmt.Errorf("%v\n%s", err, out)
+		}
+		return nil
+	}
+	testenv.Eventually(t, 40*time.Second, fits)
+	i.stop()
+	old := t.TempDir()
+	copyAll := func(from, to string) {
+		t.Helper()
+		if out, err := exec.Command("cp", "-a", filepath.Join(from, "log"), filepath.Join(from, "seal"), to).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	copyAll(i.dir, old)
+	bucket, err := parsePlace(place)
+	if err != nil {
+		t.Fatal(err)
+	}
+	covered := func() (entries int) {
+		t.Helper()
+		for _, log := range []string{"LEDGER", "ASKED", "ACCESS", "MAIL_00", "MAIL_01", "MAIL_02", "MAIL_03"} {
+			head, err := bucket.Get(t.Context(), log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			size := strings.SplitN(string(head), "\n", 3)[1] // of the tree, by C2SP's tlog-checkpoint
+			n, err := strconv.Atoi(size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			entries += n
+		}
+		return entries
+	}
+	before := int(i.sealedEntries(t))
+	i.start("--quiet")
+	i.lastEvent(i.ask("POST", "/emails", hello("second@rcpt.test")).id(t), "delivered")
+	testenv.Eventually(t, 40*time.Second, func() error {
+		if now := covered(); now <= before {
+			return fmt.Errorf("the heads in the bucket cover %d entries, and before it were %d", now, before)
+		}
+		return nil
+	})
+	i.stop()
+	if err := fits(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"log", "seal"} {
+		if err := os.RemoveAll(filepath.Join(i.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyAll(old, i.dir)
+	if out, err := i.postbook("verify", "--log", "--copy", place); err == nil || !strings.Contains(out, "NOT as it was sealed") {
+		t.Errorf("an old backup was put back: %v\n%s", err, out)
+	}
+	if out, err := i.postbook("verify", "--log", "--copy", place+"x"); err == nil {
+		t.Errorf("a copy that is not there:\n%s", out)
 	}
 }

@@ -20,7 +20,7 @@ type verifyCommand struct {
 	Model       []string `help:"Only these read models."`
 	Repair      bool     `help:"Put rows of read models back, after what was found is on record."`
 	Key         []string `sep:"none" help:"Public key that signs the seal; give those that you keep. Without any, the data directory's own are used, which whoever could change the log could change too."`
-	Copy        []string `help:"Folder of checkpoints that were kept elsewhere."`
+	Copy        []string `help:"Folder or bucket of checkpoints that were kept elsewhere."`
 	WitnessKeys []string `sep:"none" name:"witness-key" help:"Public key of a witness whose cosignatures count."`
 }
 
@@ -68,14 +68,14 @@ func (c verifyCommand) verifyLog(ctx context.Context, cfg Config, out output) (b
 	if err != nil {
 		return false, err
 	}
-	if err := c.copiesThere(reading.logs); err != nil {
+	if err := c.copiesThere(ctx, reading.logs); err != nil {
 		return false, err
 	}
 	sound := true
 	var entries uint64
 	for _, log := range reading.logs {
 		v.Log, v.Dir, v.Origin = log, cfg.sealPath(log), seal.Origin(instance, log)
-		if v.Copies, err = c.copies(cfg, log); err != nil {
+		if v.Copies, err = c.copies(ctx, cfg, log); err != nil {
 			return false, err
 		}
 		if v.Shared, err = reading.shared(ctx, log); err != nil {
@@ -188,15 +188,15 @@ func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func()
 
 // copiesThere makes sure that each place that was given holds something: one that is
 // mistyped would make a verification that looks at less than was asked for.
-func (c verifyCommand) copiesThere(logs []string) error {
+func (c verifyCommand) copiesThere(ctx context.Context, logs []string) error {
 	for _, text := range c.Copy {
-		place, err := notary.ParsePlace(text)
+		place, err := parsePlace(text)
 		if err != nil {
 			return err
 		}
 		held := false
 		for _, log := range logs {
-			head, err := place.Get(log)
+			head, err := place.Get(ctx, log)
 			if err != nil {
 				return fmt.Errorf("read the copy in %s: %w", place, err)
 			}
@@ -211,7 +211,7 @@ func (c verifyCommand) copiesThere(logs []string) error {
 
 // copies finds what was kept of a log elsewhere: by witnesses, and in the places
 // that are configured or given.
-func (c verifyCommand) copies(cfg Config, log string) ([]seal.Copy, error) {
+func (c verifyCommand) copies(ctx context.Context, cfg Config, log string) ([]seal.Copy, error) {
 	var all []seal.Copy
 	witnessed, err := seal.ReadWitnessed(cfg.sealPath(log))
 	if err != nil {
@@ -221,11 +221,11 @@ func (c verifyCommand) copies(cfg Config, log string) ([]seal.Copy, error) {
 		all = append(all, seal.Copy{Place: "the newest head that was cosigned", Note: witnessed})
 	}
 	for _, text := range append(c.Copy, cfg.SealCopies...) {
-		place, err := notary.ParsePlace(text)
+		place, err := parsePlace(text)
 		if err != nil {
 			return nil, err
 		}
-		head, err := place.Get(log)
+		head, err := place.Get(ctx, log)
 		if err != nil {
 			return nil, fmt.Errorf("read the copy in %s: %w", place, err)
 		}
