@@ -18,20 +18,26 @@ import (
 	"postbook.dev/postbook/eventstore"
 )
 
+func openStore(t *testing.T) *eventstore.Store {
+	t.Helper()
+	store, err := eventstore.Open(t.Context(), eventstore.Config{Dir: t.TempDir(), Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	return store
+}
+
 // A request that died after some of its emails were accepted is taken up where it
 // ended: what is in the log is not accepted again, however long ago that was.
 func TestARequestThatDiedIsTakenUp(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	store, err := eventstore.Open(ctx, eventstore.Config{Dir: t.TempDir(), Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
+	store := openStore(t)
 	// The clock of the host that took the request was ahead of the log's.
 	a := &API{Config: Config{Store: store, Now: time.Now}, tries: newTries()}
 	claim := eventstore.Claim{Account: "acme", Key: "c0ffee", Digest: "d1", IDs: []uuid.UUID{newID(), newID(), newID()}, At: time.Now().Add(10 * time.Minute)}
-	claim, _, err = store.Claim(ctx, claim)
+	claim, _, err := store.Claim(ctx, claim)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,11 +69,7 @@ func TestARequestThatDiedIsTakenUp(t *testing.T) {
 func TestARequestThatMetAFaultIsTakenUpAtOnce(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	store, err := eventstore.Open(ctx, eventstore.Config{Dir: t.TempDir(), Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
+	store := openStore(t)
 	now := time.Now()
 	a := &API{Config: Config{Store: store, Now: func() time.Time { return now }, Log: slog.New(slog.DiscardHandler)}, tries: newTries()}
 	send := func() (once, error) {
