@@ -304,7 +304,7 @@ func (s *sealed) share(ctx context.Context, l *seal.Log) error {
 
 // shareOne reports whether everybody has a head.
 func (s *sealed) shareOne(ctx context.Context, l *seal.Log, newest seal.Checkpoint, seen []int64) bool {
-	all := true
+	all, refused := true, false
 	signed := newest.Note
 	for i, w := range s.notary.Witnesses {
 		cosigned, held, err := w.Cosign(ctx, l, newest, seen[i])
@@ -313,13 +313,16 @@ func (s *sealed) shareOne(ctx context.Context, l *seal.Log, newest seal.Checkpoi
 		case errors.Is(err, seal.ErrRefused):
 			s.log.Error("a witness does not recognise a log's past", "error", err)
 			s.notary.Found(ctx, seal.Finding{Log: s.name, Kind: seal.Rewritten, Detail: err.Error()})
-			all = false
+			refused = true
 		case err != nil:
 			s.log.Warn("a witness has not cosigned", "error", err)
 			all = false
 		default:
 			signed = append(signed[:len(signed):len(signed)], cosigned[len(newest.Note):]...)
 		}
+	}
+	if refused {
+		return false // what others keep is evidence now
 	}
 	if len(signed) > len(newest.Note) {
 		if err := l.KeepWitnessed(signed); err != nil {
@@ -331,10 +334,40 @@ func (s *sealed) shareOne(ctx context.Context, l *seal.Log, newest seal.Checkpoi
 		s.mu.Unlock()
 	}
 	for _, p := range s.notary.Copies {
-		if err := p.Put(ctx, s.name, signed); err != nil {
-			s.log.Warn("a copy of a head was not left", "place", p.String(), "error", err)
-			all = false
+		follows, err := s.follows(ctx, l, p)
+		if follows {
+			err = p.Put(ctx, s.name, signed)
 		}
+		if err != nil {
+			s.log.Warn("a copy of a head was not left", "place", p.String(), "error", err)
+		}
+		all = all && follows && err == nil
 	}
 	return all
+}
+
+// follows reports whether what is sealed here goes on from the head that a place
+// keeps. If it does not, that head is the proof of it, and must not be replaced.
+func (s *sealed) follows(ctx context.Context, l *seal.Log, p Place) (bool, error) {
+	note, err := p.Get(ctx, s.name)
+	if err != nil || note == nil {
+		return err == nil, err
+	}
+	kept, err := l.Open(note)
+	if err != nil {
+		return false, err
+	}
+	head, err := s.notary.Store.Head(ctx, s.name)
+	if err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	fits, err := l.Fits(kept)
+	everything := l.Next() > head
+	s.mu.Unlock()
+	if err != nil || fits || !everything {
+		return fits, err // what was not read yet may lead there
+	}
+	s.notary.Found(ctx, seal.Finding{Log: s.name, Kind: seal.Rewritten, Detail: fmt.Sprintf("%s has seen %d entries that are not those here", p, kept.Size)})
+	return false, nil
 }

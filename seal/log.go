@@ -187,6 +187,15 @@ func (l *Log) Adopt(c Checkpoint) (fits bool, err error) {
 	return true, l.keep(c)
 }
 
+// Fits reports whether a head that was kept elsewhere is one of what was added.
+func (l *Log) Fits(c Checkpoint) (bool, error) {
+	if c.Size > l.tree.Size() {
+		return false, nil
+	}
+	root, err := l.tree.Root(c.Size)
+	return err == nil && root == c.Root, err
+}
+
 func (l *Log) keep(c Checkpoint) error {
 	if err := WriteFile(filepath.Join(l.dir, checkpointFile), c.Note, 0o600); err != nil {
 		return fmt.Errorf("seal: keep a checkpoint: %w", err)

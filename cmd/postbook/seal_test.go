@@ -152,10 +152,21 @@ func (i *instance) meddle(t *testing.T) {
 	}
 }
 
-// Heads lie in a bucket as well: an old backup that is put back, which is whole in
-// itself, does not fit what the bucket has seen.
+// Heads lie in a bucket as well.
 func TestHeadsInABucket(t *testing.T) {
-	place := testenv.S3(t)
+	anOldBackupDoesNotFit(t, testenv.S3(t))
+}
+
+func TestHeadsInAFolder(t *testing.T) {
+	t.Parallel()
+	anOldBackupDoesNotFit(t, t.TempDir())
+}
+
+// anOldBackupDoesNotFit puts back a log with its seal, which are whole in themselves:
+// they are not what the place has seen, and a server that is started on them does
+// not take that away.
+func anOldBackupDoesNotFit(t *testing.T, place string) {
+	t.Helper()
 	i := launch(t, "POSTBOOK_SEAL_COPIES="+place)
 	i.lastEvent(i.ask("POST", "/emails", hello("first@rcpt.test")).id(t), "delivered")
 	fits := func() error {
@@ -214,8 +225,18 @@ func TestHeadsInABucket(t *testing.T) {
 		}
 	}
 	copyAll(old, i.dir)
+	seen := covered()
 	if out, err := i.postbook("verify", "--log", "--copy", place); err == nil || !strings.Contains(out, "NOT as it was sealed") {
 		t.Errorf("an old backup was put back: %v\n%s", err, out)
+	}
+	i.start("--quiet")
+	i.says(t, "entries that are not those here")
+	i.stop()
+	if now := covered(); now < seen {
+		t.Errorf("the heads cover %d entries, and before the server was started on the backup %d", now, seen)
+	}
+	if out, err := i.postbook("verify", "--log", "--copy", place); err == nil || !strings.Contains(out, "NOT as it was sealed") {
+		t.Errorf("a server was started on the old backup: %v\n%s", err, out)
 	}
 	if out, err := i.postbook("verify", "--log", "--copy", place+"x"); err == nil {
 		t.Errorf("a copy that is not there:\n%s", out)
