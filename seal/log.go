@@ -95,6 +95,19 @@ func ReadNewest(dir string, trusted Verifiers, origin string, seq uint64) (Check
 	return ReadCheckpoint(dir, trusted, origin)
 }
 
+// Logs lists the logs that are sealed in a directory, each in its folder.
+func Logs(dir string) ([]string, error) {
+	heads, err := filepath.Glob(filepath.Join(dir, "*", checkpointFile))
+	if err != nil {
+		return nil, fmt.Errorf("seal: look for sealed logs: %w", err)
+	}
+	logs := make([]string, len(heads))
+	for i, head := range heads {
+		logs[i] = filepath.Base(filepath.Dir(head))
+	}
+	return logs, nil
+}
+
 // Next is the sequence of the entry that Add wants.
 func (l *Log) Next() uint64 { return uint64(l.tree.Size()) + 1 }
 

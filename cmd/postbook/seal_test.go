@@ -117,6 +117,27 @@ func TestTheLogProvesItself(t *testing.T) {
 	})
 }
 
+// A log whose files are gone, all of them, is missing and not passed over.
+func TestAWholeLogIsMissing(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	i.lastEvent(i.ask("POST", "/emails", hello("one@rcpt.test")).id(t), "delivered")
+	i.stop()
+	streams := filepath.Join(i.dir, "log", "jetstream", "$G", "streams")
+	for _, gone := range []string{"MAIL_02", "."} {
+		if err := os.RemoveAll(filepath.Join(streams, gone)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(streams, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		out, err := i.postbook("verify", "--log")
+		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(out, "MAIL_02 1: missing:") {
+			t.Errorf("without %s: %v\n%s", gone, err, out)
+		}
+	}
+}
+
 // meddle does what somebody can who has the log's credentials: it publishes an
 // entry of the ledger once more, and has the server drop a mail log's first ones.
 func (i *instance) meddle(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -169,9 +170,8 @@ func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func()
 		url, external = r.NATSURL, r.External
 	}
 	if url == "" {
-		dir := cfg.path("log")
-		logs, err := eventstore.LogsAtRest(dir)
-		return reading{logs: logs, sums: func(log string) notary.Sums { return notary.AtRest(dir, log, mark) }, mark: mark}, func() {}, err
+		read, err := c.atRest(cfg, mark)
+		return read, func() {}, err
 	}
 	store, err := eventstore.Open(ctx, eventstore.Config{URL: url, Registry: catalogue.Registry()})
 	if err != nil {
@@ -184,6 +184,32 @@ func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func()
 		}
 	}
 	return read, func() { _ = store.Close() }, nil
+}
+
+// atRest reads the files of an embedded server: the logs that are there, and those
+// that were sealed and are not.
+func (c verifyCommand) atRest(cfg Config, mark []byte) (reading, error) {
+	dir := cfg.path("log")
+	there, err := eventstore.LogsAtRest(dir)
+	if err != nil {
+		return reading{}, err
+	}
+	logs, err := seal.Logs(cfg.path(sealFolder))
+	if err != nil {
+		return reading{}, err
+	}
+	logs = append(logs, there...)
+	slices.Sort(logs)
+	if len(logs) == 0 {
+		return reading{}, fmt.Errorf("there is no log in %s", dir)
+	}
+	sums := func(log string) notary.Sums {
+		if !slices.Contains(there, log) {
+			return func(context.Context, func([]seal.Sum) error) error { return nil } // all of it is missing
+		}
+		return notary.AtRest(dir, log, mark)
+	}
+	return reading{logs: slices.Compact(logs), sums: sums, mark: mark}, nil
 }
 
 // copiesThere makes sure that each place that was given holds something: one that is
