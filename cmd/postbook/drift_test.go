@@ -52,3 +52,23 @@ func TestAnEditedRowIsFoundByItself(t *testing.T) {
 		t.Errorf("without a server: %v\n%s", err, out)
 	}
 }
+
+// A read model that stands still may be as the log makes it up to there: it is not
+// said to be right.
+func TestAReadModelThatStandsStillIsNotSound(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	i.lastEvent(i.ask("POST", "/emails", hello("one@rcpt.test")).id(t), "delivered")
+	db := i.database(t)
+	defer db.Close()
+	if out, err := i.postbook("verify", "--read-models", "--model", "emails"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if _, err := db.Exec(t.Context(), "update checkpoints set error = 'it cannot be read' where model = 'emails' and log = 'MAIL_03'"); err != nil {
+		t.Fatal(err)
+	}
+	out, err := i.postbook("verify", "--read-models", "--model", "emails")
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(out, "it stands still after MAIL_03") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

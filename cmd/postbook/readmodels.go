@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/readmodel"
 	"postbook.dev/postbook/eventstore"
@@ -146,9 +148,14 @@ func (c verifyCommand) verifyReadModels(ctx context.Context, cfg Config, out out
 		if err != nil {
 			return false, err
 		}
-		if err := out.drift(m, drift, time.Since(begun)); err != nil {
+		stopped, err := stoppedAt(ctx, pool, store, m)
+		if err != nil {
 			return false, err
 		}
+		if err := out.drift(m, drift, stopped, time.Since(begun)); err != nil {
+			return false, err
+		}
+		sound = sound && len(stopped) == 0
 		if len(drift) == 0 {
 			continue
 		}
@@ -168,6 +175,22 @@ func (c verifyCommand) verifyReadModels(ctx context.Context, cfg Config, out out
 	return sound, nil
 }
 
+// stoppedAt tells where a read model stands still: up to there it may be as the log
+// makes it, and what came since is not in it.
+func stoppedAt(ctx context.Context, pool *pgxpool.Pool, store *eventstore.Store, m projections.Model) ([]string, error) {
+	states, err := projections.Status(ctx, pool, store, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	stopped := []string{}
+	for _, s := range states {
+		if s.Model == m.Name && s.State == projections.Stopped {
+			stopped = append(stopped, fmt.Sprintf("it stands still after %s %d, %d entries behind: %s", s.Log, s.Seq, s.Lag, s.Error))
+		}
+	}
+	return stopped, nil
+}
+
 func repair(ctx context.Context, store *eventstore.Store, verifier *projections.Rebuilder, m projections.Model, drift []projections.Drift) error {
 	if err := verifier.Repair(ctx, m, drift); err != nil {
 		return err
@@ -177,8 +200,8 @@ func repair(ctx context.Context, store *eventstore.Store, verifier *projections.
 	return err
 }
 
-func (o output) drift(m projections.Model, drift []projections.Drift, took time.Duration) error {
-	if printed, err := o.object(map[string]any{"model": m.Name, "seconds": took.Seconds(), "drift": drift}); printed {
+func (o output) drift(m projections.Model, drift []projections.Drift, stopped []string, took time.Duration) error {
+	if printed, err := o.object(map[string]any{"model": m.Name, "seconds": took.Seconds(), "drift": drift, "stopped": stopped}); printed {
 		return err
 	}
 	verdict := "as the log makes it"
@@ -186,6 +209,9 @@ func (o output) drift(m projections.Model, drift []projections.Drift, took time.
 		verdict = "NOT as the log makes it"
 	}
 	fmt.Printf("%-8s  %s, in %s\n", m.Name, verdict, took.Round(time.Millisecond))
+	for _, s := range stopped {
+		fmt.Println("  " + s)
+	}
 	for _, d := range drift[:min(len(drift), 20)] {
 		fmt.Println("  " + d.String())
 	}
