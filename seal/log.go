@@ -184,11 +184,10 @@ func (l *Log) Adopt(c Checkpoint) (fits bool, err error) {
 	if c.Size > l.tree.Size() {
 		return false, nil
 	}
-	root, err := l.tree.Root(c.Size)
-	if err != nil {
+	if fits, err = l.Fits(c); err != nil {
 		return false, err
 	}
-	if root != c.Root {
+	if !fits {
 		return false, fmt.Errorf("seal: %s: the first %d entries here are not those of the head that another process has signed: %w", l.name, c.Size, ErrBroken)
 	}
 	if c.Size < l.Newest().Size {

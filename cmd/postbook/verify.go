@@ -170,7 +170,7 @@ func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func()
 		url, external = r.NATSURL, r.External
 	}
 	if url == "" {
-		read, err := c.atRest(cfg, mark)
+		read, err := atRest(cfg, mark)
 		return read, func() {}, err
 	}
 	store, err := eventstore.Open(ctx, eventstore.Config{URL: url, Registry: catalogue.Registry()})
@@ -188,7 +188,7 @@ func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func()
 
 // atRest reads the files of an embedded server: the logs that are there, and those
 // that were sealed and are not.
-func (c verifyCommand) atRest(cfg Config, mark []byte) (reading, error) {
+func atRest(cfg Config, mark []byte) (reading, error) {
 	dir := cfg.path("log")
 	there, err := eventstore.LogsAtRest(dir)
 	if err != nil {
