@@ -97,6 +97,8 @@ func (i *instance) close(t testing.TB) {
 	i.store = nil
 }
 
+func (i *instance) record() string { return filepath.Join(i.dir, "archive.held") }
+
 func (i *instance) sealDir() string { return filepath.Join(i.dir, "seal") }
 
 func (i *instance) trusted(t testing.TB) seal.Verifiers {
@@ -121,7 +123,7 @@ func (i *instance) sealed(t testing.TB, log string) {
 func (i *instance) archiver(t testing.TB, change ...func(*archive.Config)) *archive.Archiver {
 	t.Helper()
 	c := archive.Config{
-		Store: i.store, Archive: i.held, SealDir: i.sealDir(), Trusted: i.trusted(t), Lock: filepath.Join(i.dir, "archive.lock"),
+		Store: i.store, Archive: i.held, SealDir: i.sealDir(), Trusted: i.trusted(t), Lock: filepath.Join(i.dir, "archive.lock"), Record: i.record(),
 		SegmentEntries: 100, SegmentBytes: 1 << 20, SegmentAge: time.Hour, Spare: 50, Now: time.Now, Log: quiet,
 	}
 	for _, with := range change {
@@ -430,6 +432,7 @@ func TestNothingGoesThatCannotBeReadBack(t *testing.T) {
 	for n := range segments {
 		must(0, os.Remove(strings.TrimSuffix(segments[n], ".seg")+".json"))(t)
 	}
+	must(0, os.Remove(i.record()))(t)
 	i.pass(t, trimming)
 	if st := must(i.store.Stats(t.Context(), mail))(t); st.Hot <= 100 {
 		t.Errorf("the stream begins at %d", st.Hot)
@@ -439,6 +442,69 @@ func TestNothingGoesThatCannotBeReadBack(t *testing.T) {
 	}
 	if _, err := i.store.Trim(t.Context(), eventstore.Ledger, 1); err == nil {
 		t.Error("the ledger was trimmed")
+	}
+}
+
+// A place that is not mounted, or is another, looks empty. Nothing is put there, and
+// nothing leaves the stream, whether or not it is known how far the archive went.
+func TestAnArchiveThatIsAwayIsNotBegunAgain(t *testing.T) {
+	t.Parallel()
+	for name, forget := range map[string]bool{"known by the record": false, "known by the stream": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			i := start(t)
+			i.fill(t, 300)
+			i.pass(t, trimming)
+			hot := must(i.store.Stats(t.Context(), mail))(t).Hot
+			i.fill(t, 300)
+			i.close(t)
+
+			mounted := i.place
+			i.place = filepath.Join(t.TempDir(), "not-mounted")
+			i.open(t)
+			i.sealed(t, mail)
+			if forget {
+				must(0, os.Remove(i.record()))(t)
+			}
+			err := i.archiver(t, trimming).Pass(t.Context(), true)
+			if err == nil || !strings.Contains(err.Error(), "does not hold") {
+				t.Errorf("an archive that is away is answered with %v", err)
+			}
+			if st := must(i.store.Stats(t.Context(), mail))(t); st.Hot != hot {
+				t.Errorf("the stream began at %d, and begins at %d", hot, st.Hot)
+			}
+			if left, err := filepath.Glob(filepath.Join(i.place, "*", mail, "*")); len(left) > 0 || err != nil {
+				t.Errorf("%v was written (%v)", left, err)
+			}
+			i.close(t)
+
+			i.place = mounted
+			i.open(t)
+			i.sealed(t, mail)
+			i.pass(t, trimming)
+			if got, head := i.everything(t, eventstore.Following{Log: mail}), must(i.store.Head(t.Context(), mail))(t); uint64(len(got)) != head {
+				t.Errorf("%d of %d entries are there", len(got), head)
+			}
+		})
+	}
+}
+
+// What lies between two segments is in none, and stays in the stream.
+func TestAGapBetweenSegmentsLeavesTheStreamAlone(t *testing.T) {
+	t.Parallel()
+	i := start(t)
+	i.fill(t, 500)
+	i.pass(t)
+	lost := i.files(t, mail, ".json")[1]
+	must(0, os.Rename(lost, lost+".aside"))(t)
+	i.close(t)
+	i.open(t)
+	err := i.archiver(t, trimming).Pass(t.Context(), true)
+	if err == nil || !strings.Contains(err.Error(), "between two segments") {
+		t.Errorf("a gap is answered with %v", err)
+	}
+	if st := must(i.store.Stats(t.Context(), mail))(t); st.Hot != 1 {
+		t.Errorf("the stream begins at %d", st.Hot)
 	}
 }
 

@@ -24,6 +24,7 @@ type Config struct {
 	SealDir string         // holds a folder for each log that is sealed
 	Trusted seal.Verifiers // that heads of the seal are signed by
 	Lock    string         // a file: one process works at a time
+	Record  string         // a file that says how far each log was archived, so that an archive that is not all there is known
 
 	// What leaves the streams, once it is archived. Nothing does if both are 0.
 	HotAge   time.Duration
@@ -121,12 +122,19 @@ func (a *Archiver) Pass(ctx context.Context, all bool) error {
 		return err
 	}
 	defer unlock()
+	reached, err := a.reached(ctx)
+	if err != nil {
+		return err
+	}
 	var failed error
 	for _, log := range Logs(a.Store) {
 		if a.Mine != nil && !a.Mine(log) {
 			continue
 		}
 		err := a.archive(ctx, log, all)
+		if err == nil {
+			err = a.record(ctx, log, reached)
+		}
 		if err == nil {
 			err = a.trim(ctx, log)
 		}
@@ -138,6 +146,51 @@ func (a *Archiver) Pass(ctx context.Context, all bool) error {
 		}
 	}
 	return failed
+}
+
+// reached reads how far each log was archived. It is an error if the place does not
+// hold that: a file system that is not mounted, or another place, looks like one in
+// which nothing was archived yet, and what is put into it would not be found later.
+func (a *Archiver) reached(ctx context.Context) (map[string]uint64, error) {
+	reached := map[string]uint64{}
+	text, err := os.ReadFile(a.Record)
+	if errors.Is(err, os.ErrNotExist) {
+		return reached, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &reached)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("archive: read how far the logs were archived: %w", err)
+	}
+	for log, last := range reached {
+		spans, err := a.Archive.list(ctx, log, true)
+		if err != nil {
+			return nil, err
+		}
+		if len(spans) == 0 || spans[len(spans)-1].last < last {
+			return nil, fmt.Errorf("archive: %s was archived up to %d, and %s does not hold that: %w (is it mounted, and the right one? nothing is archived into it. Should those segments be gone for good, remove %s)",
+				log, last, a.Archive.place, errMissing, a.Record)
+		}
+	}
+	return reached, nil
+}
+
+// record keeps how far a log is archived, before anything of it leaves the stream.
+func (a *Archiver) record(ctx context.Context, log string, reached map[string]uint64) error {
+	_, last, err := a.Archive.Extent(ctx, log)
+	if err != nil || last <= reached[log] {
+		return err
+	}
+	reached[log] = last
+	text, err := json.Marshal(reached)
+	if err == nil {
+		err = seal.WriteFile(a.Record, text, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("record how far it is archived: %w", err)
+	}
+	return nil
 }
 
 // source is what a log is held against: its signed head and tree, or nothing if
@@ -219,13 +272,25 @@ func (a *Archiver) archive(ctx context.Context, log string, all bool) error {
 	return nil
 }
 
+// errMissing says that the archive lacks entries that have left the stream.
+var errMissing = errors.New("the archive is not all there")
+
 // begin is the entry that the next segment begins with.
 func (a *Archiver) begin(ctx context.Context, log string, spans []span) (uint64, error) {
-	if len(spans) > 0 {
-		return spans[len(spans)-1].last + 1, nil
-	}
 	stats, err := a.Store.Stats(ctx, log)
-	return max(stats.First, 1), err // what was forgotten before there was an archive is gone
+	if err != nil {
+		return 0, err
+	}
+	next := uint64(1)
+	if len(spans) > 0 {
+		next = spans[len(spans)-1].last + 1
+	} else if eventstore.Aged(log) {
+		next = max(stats.Hot, 1) // what was forgotten before there was an archive is gone
+	}
+	if next < stats.Hot {
+		return 0, fmt.Errorf("%d to %d have left the stream, and %s does not hold them: %w", next, stats.Hot-1, a.Archive.place, errMissing)
+	}
+	return next, nil
 }
 
 // due reports whether the next segment is to be written.
@@ -424,6 +489,13 @@ func (a *Archiver) trim(ctx context.Context, log string) error {
 func (a *Archiver) going(ctx context.Context, log string, stats eventstore.Stats, spans []span) ([]span, error) {
 	for len(spans) > 0 && spans[0].last < stats.Hot {
 		spans = spans[1:]
+	}
+	next := stats.Hot
+	for _, s := range spans {
+		if s.first > next {
+			return nil, fmt.Errorf("%d to %d are between two segments and in none: %w, and nothing leaves the stream", next, s.first-1, errMissing)
+		}
+		next = s.last + 1
 	}
 	end := 0 // how many may go, for what has to stay
 	if len(spans) > 0 {

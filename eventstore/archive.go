@@ -31,8 +31,8 @@ type Archive interface {
 // is due, or answers of the last day.
 func Archived(log string) bool { return carriesEvents(log) || log == Content || log == Dead }
 
-// aged reports whether a log forgets what is old, where nothing archives it.
-func aged(log string) bool { return log == Asked || log == Access }
+// Aged reports whether a log forgets what is old, where nothing archives it.
+func Aged(log string) bool { return log == Asked || log == Access }
 
 // fromArchive reads an entry that its stream does not hold.
 func (s *Store) fromArchive(ctx context.Context, log string, seq uint64, missing error) (Entry, error) {
@@ -41,7 +41,7 @@ func (s *Store) fromArchive(ctx context.Context, log string, seq uint64, missing
 	}
 	e, err := s.cfg.Archive.Entry(ctx, log, seq)
 	switch {
-	case errors.Is(err, ErrNoEntry) && aged(log):
+	case errors.Is(err, ErrNoEntry) && Aged(log):
 		return Entry{}, missing
 	case errors.Is(err, ErrNoEntry):
 		// What has left this stream is in the archive. If that does not list it, the
@@ -79,7 +79,7 @@ func (s *Store) followArchive(ctx context.Context, f Following, apply func(conte
 		if f.StopAt > 0 {
 			upTo = min(upTo, f.StopAt)
 		}
-		if aged(f.Log) {
+		if Aged(f.Log) {
 			// What had been forgotten before there was an archive is not in it.
 			first, _, err := s.cfg.Archive.Extent(ctx, f.Log)
 			if err != nil {
@@ -211,8 +211,9 @@ func (s *Store) overtaken(ctx context.Context, f Following, last uint64, entries
 // moment, by the number of entries that are to stay. Entries that are appended in
 // that moment push out as many old ones. This process appends none meanwhile; for
 // others, whoever asks keeps a good number of archived entries behind upTo. If the
-// process ends in that moment, an embedded server ends with it, and the next one
-// takes the bound away before anything is appended: createStreams.
+// process ends in that moment, whoever has the log open takes the bound away within
+// seconds (keepLearning), and whoever opens it before anything is appended
+// (createStreams).
 //
 // The ledger is never trimmed, because the last sequences of its subjects are
 // locks; nor is a partition's last claim, which is its owner's.
@@ -291,7 +292,7 @@ func (s *Store) unboundOthers(ctx context.Context) {
 		if err != nil || held.CachedInfo().Config.Discard == c.Discard {
 			continue // one that cannot be asked is asked again
 		}
-		if err := s.createStream(ctx, c); err != nil {
+		if err := errors.Join(s.keepAge(ctx, &c), s.createStream(ctx, c)); err != nil {
 			s.cfg.Log.Error("a stream is still bounded: what is appended pushes entries out", "log", c.Name, "error", err)
 		}
 	}

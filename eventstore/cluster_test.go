@@ -403,24 +403,35 @@ func TestClusterTakesALeftOverBoundAway(t *testing.T) {
 	t.Parallel()
 	c := testenv.StartNATSCluster(t)
 	s := onCluster(t, c)
-	bounded := func() bool {
-		held := must(s.js.Stream(t.Context(), MailLog(0)))(t).CachedInfo().Config
-		return held.Discard != jetstream.DiscardNew || held.MaxMsgs > 0
-	}
-	bound := func() {
-		left := must(s.js.Stream(t.Context(), MailLog(0)))(t).CachedInfo().Config
-		left.Discard, left.MaxMsgs = jetstream.DiscardOld, 1000
-		must(s.js.UpdateStream(t.Context(), left))(t)
-		if !bounded() {
-			t.Fatal("the stream is not bounded")
-		}
-	}
-	bound()
-	eventually(t, "the bound is taken away", func() bool { return !bounded() })
-	bound()
+	s.bindAsIfTrimmed(t)
+	eventually(t, "the bound is taken away", func() bool { return !s.bounded(t) })
+	s.bindAsIfTrimmed(t)
 	onCluster(t, c)
-	if bounded() {
+	if s.bounded(t) {
 		t.Error("the log was opened, and its stream is still bounded")
+	}
+}
+
+// So it is beside an embedded server, which does not end with whoever trims.
+func TestAServerTakesALeftOverBoundAway(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	s.bindAsIfTrimmed(t)
+	eventually(t, "the bound is taken away", func() bool { return !s.bounded(t) })
+}
+
+func (s *Store) bounded(t *testing.T) bool {
+	held := must(s.js.Stream(t.Context(), MailLog(0)))(t).CachedInfo().Config
+	return held.Discard != jetstream.DiscardNew || held.MaxMsgs > 0
+}
+
+func (s *Store) bindAsIfTrimmed(t *testing.T) {
+	t.Helper()
+	left := must(s.js.Stream(t.Context(), MailLog(0)))(t).CachedInfo().Config
+	left.Discard, left.MaxMsgs = jetstream.DiscardOld, 1000
+	must(s.js.UpdateStream(t.Context(), left))(t)
+	if !s.bounded(t) {
+		t.Fatal("the stream is not bounded")
 	}
 }
 

@@ -195,7 +195,8 @@ func (s *Store) place(ctx context.Context, email uuid.UUID) (int, error) {
 }
 
 // keepLearning looks now and then, until ctx ends, at what other processes may have
-// changed: the epochs, and the bounds of streams.
+// changed: the bounds of streams, and the epochs, which stay while a server runs
+// that holds the log itself.
 func (s *Store) keepLearning(ctx context.Context) {
 	tick := time.NewTicker(learnEvery)
 	defer tick.Stop()
@@ -206,8 +207,10 @@ func (s *Store) keepLearning(ctx context.Context) {
 			return
 		}
 		asked, cancel := context.WithTimeout(ctx, learnEvery)
-		if err := s.learn(asked); err != nil && ctx.Err() == nil && !errors.Is(err, ErrUnavailable) {
-			s.cfg.Log.Warn("the number of partitions was looked at", "error", err)
+		if s.local == nil {
+			if err := s.learn(asked); err != nil && ctx.Err() == nil && !errors.Is(err, ErrUnavailable) {
+				s.cfg.Log.Warn("the number of partitions was looked at", "error", err)
+			}
 		}
 		s.unboundOthers(asked)
 		cancel()

@@ -157,12 +157,12 @@ func (s *Store) open(ctx context.Context) error {
 	if err := s.untilElected(ctx, electionTime, s.createStreams); err != nil {
 		return err
 	}
+	watching, cancel := context.WithCancel(context.Background())
+	s.stopWatching = cancel
 	if s.local == nil {
-		watching, cancel := context.WithCancel(context.Background())
-		s.stopWatching = cancel
 		s.watchServers(watching)
-		s.watching.Go(func() { s.keepLearning(watching) })
 	}
+	s.watching.Go(func() { s.keepLearning(watching) })
 	names := make([]string, 0, 16)
 	for _, c := range s.streamConfigs() {
 		names = append(names, c.Name)

@@ -33,7 +33,7 @@ func (s *Store) createStreams(ctx context.Context) error {
 // keepAge leaves a log that an archive bounds without an age, also when it is
 // opened by somebody who does not know the archive: what expires has to be in it.
 func (s *Store) keepAge(ctx context.Context, c *jetstream.StreamConfig) error {
-	if !aged(c.Name) || s.cfg.Archive != nil {
+	if !Aged(c.Name) || s.cfg.Archive != nil {
 		return nil
 	}
 	held, err := s.js.Stream(ctx, c.Name)

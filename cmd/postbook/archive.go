@@ -21,6 +21,7 @@ import (
 const (
 	archivePlace = "archive.place" // names the archive of a data directory, for commands
 	archiveLock  = "archive.lock"
+	archiveHeld  = "archive.held" // says how far each log was archived
 )
 
 // archiveName is where the archive is: what is configured, or what a server of
@@ -107,7 +108,7 @@ func newArchiver(cfg Config, store *eventstore.Store, held *archive.Archive, log
 		return nil, err
 	}
 	return archive.NewArchiver(archive.Config{
-		Store: store, Archive: held, SealDir: cfg.path(sealFolder), Trusted: trusted, Lock: cfg.path(archiveLock),
+		Store: store, Archive: held, SealDir: cfg.path(sealFolder), Trusted: trusted, Lock: cfg.path(archiveLock), Record: cfg.path(archiveHeld),
 		HotAge: cfg.HotAge, HotBytes: cfg.HotBytes, Spare: cfg.HotSpare, Now: time.Now, Log: log,
 	}), nil
 }
