@@ -88,7 +88,22 @@ func read(dir string) (Manifest, []byte, error) {
 	if m.Version != manifestVersion {
 		return m, nil, fmt.Errorf("backup: %s is of version %d, and this program reads version %d", dir, m.Version, manifestVersion)
 	}
+	for _, h := range m.Heads {
+		if !plain(h.Log) {
+			return m, nil, fmt.Errorf("backup: read the manifest: %q is no name of a log", h.Log)
+		}
+	}
+	for _, s := range m.Streams {
+		if !plain(s.Stream) || !filepath.IsLocal(filepath.FromSlash(s.File)) {
+			return m, nil, fmt.Errorf("backup: read the manifest: %q in %q is no stream and file of a backup", s.Stream, s.File)
+		}
+	}
 	return m, raw, nil
+}
+
+// plain reports whether a name is one of a file, and of nothing above or below.
+func plain(name string) bool {
+	return name == filepath.Base(name) && filepath.IsLocal(name) && name != "."
 }
 
 func checkSignature(dir string, keys []string, raw []byte) error {

@@ -33,7 +33,7 @@ func (r *fileRoot) previousPath() string { return r.path + ".previous" }
 func openFile(path string) (Root, error) {
 	r := &fileRoot{path: path}
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		if _, err := createKey(path); err != nil {
+		if _, err := createKey(path); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
 	}
@@ -89,16 +89,21 @@ func readKey(path string) ([]byte, error) {
 	return key, nil
 }
 
+// partPattern is what the names of keys that are being written end with.
+const partPattern = ".*.part"
+
 // createKey writes a new key. It is on disk, whole, before anything is sealed
 // with it.
 func createKey(path string) ([]byte, error) {
 	key := make([]byte, seedSize)
 	_, _ = rand.Read(key) // never fails
-	part := path + ".part"
-	f, err := os.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	// The name is one that no file has: what a killed process has left may be the
+	// second name of a key that is in use.
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+partPattern)
 	if err != nil {
 		return nil, fmt.Errorf("keyring: make the root key: %w", err)
 	}
+	part := f.Name()
 	_, err = f.Write(key)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return nil, fmt.Errorf("keyring: write the root key: %w", err)
@@ -232,13 +237,21 @@ func (r *fileRoot) Switch(_ context.Context, to string) error {
 	return r.reload()
 }
 
-// Retire overwrites the older key, and then removes it.
+// Retire overwrites the older key, and then removes it; and names that killed
+// processes have left.
 func (r *fileRoot) Retire(_ context.Context, to string) error {
 	if err := r.reload(); err != nil {
 		return err
 	}
 	if fingerprint(r.held()[0]) != to {
 		return fmt.Errorf("keyring: %s does not hold the key %s, so no other is destroyed", r.path, to)
+	}
+	left, err := filepath.Glob(r.path + partPattern)
+	for _, name := range left {
+		err = errors.Join(err, os.Remove(name))
+	}
+	if err != nil {
+		return fmt.Errorf("keyring: remove what was left beside the root key: %w", err)
 	}
 	f, err := os.OpenFile(r.previousPath(), os.O_WRONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {

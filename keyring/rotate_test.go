@@ -140,6 +140,33 @@ func TestTheOlderRootKeyIsOverwritten(t *testing.T) {
 	}
 }
 
+// What a process that was killed while it made a key has left can be a second name
+// of the key that is in use. It is never written through, and goes with the key.
+func TestAKeyThatIsInUseIsNotWrittenOver(t *testing.T) {
+	store := newMemory()
+	path := filepath.Join(t.TempDir(), "root.key")
+	k := New(store, mustRoot(t, path), Options{})
+	if err := k.Create(t.Context(), "acme"); err != nil {
+		t.Fatal(err)
+	}
+	for _, left := range []string{".next.part", ".next.123.part"} {
+		if err := os.Link(path, path+left); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := mustRoot(t, path)
+	if _, _, err := r.Next(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(store, mustRoot(t, path), Options{}).Account(t.Context(), "acme"); err != nil {
+		t.Errorf("the key that is in use was written over: %v", err)
+	}
+	rotate(t, store, path)
+	if files, _ := filepath.Glob(path + "*"); len(files) != 1 {
+		t.Errorf("beside the key there are %v", files)
+	}
+}
+
 // Wherever a rotation is interrupted, it can be taken up again by somebody who knows
 // which key was to be the newest, and every keyset opens meanwhile.
 func TestAnInterruptedRotationIsTakenUpAgain(t *testing.T) {

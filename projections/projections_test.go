@@ -177,11 +177,15 @@ func (w world) accept(t *testing.T, id uuid.UUID) {
 	must(w.store.Accept(t.Context(), []eventstore.Commit{commit}))(t)
 }
 
-func (w world) await(t *testing.T) {
+// await waits until models, or all, have read their logs to the end.
+func (w world) await(t *testing.T, models ...projections.Model) {
 	t.Helper()
+	if len(models) == 0 {
+		models = projections.Models
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	for _, m := range projections.Models {
+	for _, m := range models {
 		for _, log := range m.Logs(w.store) {
 			head, err := w.store.Head(ctx, log)
 			if err != nil {

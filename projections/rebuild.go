@@ -7,8 +7,10 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
@@ -66,7 +68,7 @@ func (b *Rebuilder) Rebuild(ctx context.Context, m Model, progress func(done, to
 		if _, err := aside.catchUp(ctx, m, nil); err != nil {
 			return err
 		}
-		if err := b.swap(ctx, m, aside); err != nil {
+		if err := b.swapWhenFree(ctx, m, aside); err != nil {
 			return fmt.Errorf("projections: put %s in its place: %w", m.Name, err)
 		}
 		if progress != nil {
@@ -245,6 +247,28 @@ func (b *Rebuilder) aside(ctx context.Context, m Model, schema string) (*Runner,
 	return NewRunner(pool, b.store, b.log, m), nil
 }
 
+const lockNotAvailable = "55P03"
+
+// swapPause is how long readers have the tables to themselves between two tries.
+const swapPause = time.Second
+
+// swapWhenFree swaps as soon as nobody reads the live tables for long, such as a
+// verification. Whoever wants to read them waits behind each try, which is short.
+func (b *Rebuilder) swapWhenFree(ctx context.Context, m Model, aside *Runner) error {
+	for {
+		err := b.swap(ctx, m, aside)
+		if fault, ok := errors.AsType[*pgconn.PgError](err); !ok || fault.Code != lockNotAvailable {
+			return err
+		}
+		b.log.Info("a read model that was built waits for somebody who reads the earlier one", "model", m.Name)
+		select {
+		case <-time.After(swapPause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // swap puts a model in the place of the live one. Whoever writes the live one
 // waits for that, and so it cannot be ahead.
 func (b *Rebuilder) swap(ctx context.Context, m Model, aside *Runner) error {
@@ -257,15 +281,17 @@ func (b *Rebuilder) swap(ctx context.Context, m Model, aside *Runner) error {
 		var seq uint64
 		ahead := map[string]uint64{}
 		if _, err := pgx.ForEachRow(rows, []any{&log, &seq}, func() error {
-			ahead[log] = seq
-			return nil
+			// One that lies behind the end of its log was not moved by a projection.
+			head, err := b.store.Head(ctx, log)
+			ahead[log] = min(seq, head)
+			return err
 		}); err != nil {
 			return err
 		}
 		if err := aside.reach(ctx, m, ahead, nil); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, "set local lock_timeout = '10s'; create schema if not exists "+retired); err != nil {
+		if _, err := tx.Exec(ctx, "set local lock_timeout = '2s'; create schema if not exists "+retired); err != nil {
 			return err
 		}
 		if err := dropRetired(ctx, tx, m); err != nil {

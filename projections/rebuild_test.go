@@ -3,9 +3,11 @@ package projections_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -176,4 +178,65 @@ func TestOnlyOneBuilds(t *testing.T) {
 	if err != nil || !errors.Is(second, projections.ErrUnderWay) {
 		t.Errorf("the first %v, the second %v", err, second)
 	}
+}
+
+// Tables of another version that come into the place of the live ones while a
+// projection runs are left alone: rows of two versions are not mixed.
+func TestAnotherVersionIsNotWrittenTo(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)()
+	emails := must(projections.Find("emails"))(t)
+	said := make(lines, 100)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = projections.NewRunner(w.writer, w.store, slog.New(slog.NewTextHandler(said, nil)), emails).Run(ctx) // ends with ctx
+	}()
+	w.accept(t, uuid.Must(uuid.NewV7()))
+	w.await(t, emails)
+	before := w.dump(t)
+	must(w.writer.Exec(t.Context(), "update checkpoints set version = 99 where model = 'emails'"))(t)
+	w.accept(t, uuid.Must(uuid.NewV7()))
+	for !strings.Contains(<-said, "another version") {
+	}
+	if now := w.dump(t); now != before {
+		t.Errorf("among rows of another version there are now\n%s", now)
+	}
+	if err := w.rebuilder(t).Upgrade(t.Context(), projections.Models); err != nil {
+		t.Fatal(err)
+	}
+	w.await(t, emails)
+	stop()
+	<-ended
+	if all, _, err := w.tables.Emails(t.Context(), "acme", projections.Page{}); err != nil || len(all) != 302 {
+		t.Errorf("after it was built again there are %d emails, %v", len(all), err)
+	}
+}
+
+// lines takes what a logger writes.
+type lines chan string
+
+func (l lines) Write(line []byte) (int, error) {
+	select {
+	case l <- string(line):
+	default: // nobody reads
+	}
+	return len(line), nil
+}
+
+// A checkpoint that somebody has moved behind the end of its log does not keep its
+// model from being built again.
+func TestAMovedCheckpointIsNotWaitedFor(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)()
+	want := w.dump(t)
+	must(w.writer.Exec(t.Context(), "update checkpoints set seq = seq + 1000 where model = 'emails'"))(t)
+	if err := w.rebuilder(t).Rebuild(t.Context(), must(projections.Find("emails"))(t), nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.dump(t); got != want {
+		t.Error("it is not what it was")
+	}
+	w.await(t)
 }

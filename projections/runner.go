@@ -90,6 +90,10 @@ func (r *Runner) persist(ctx context.Context, model string, try func() error) er
 var (
 	errMoved  = errors.New("projections: the checkpoint was moved back")
 	errPoison = errors.New("projections: an entry cannot be applied")
+
+	// Also while it runs: an earlier one can be put back, and an update of the program
+	// on another host can put its own in place.
+	errOutdated = errors.New("it was built by another version of the program, and has to be built again")
 )
 
 // follow applies a log to a model from its checkpoint on, up to stopAt if that is
@@ -144,8 +148,12 @@ func (r *Runner) apply(ctx context.Context, m Model, log string, known uint64, e
 func (r *Runner) applyAtOnce(ctx context.Context, m Model, log string, known uint64, entries []eventstore.Entry) error {
 	err := pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
 		var at uint64
-		if err := tx.QueryRow(ctx, "select seq from checkpoints where model = $1 and log = $2 for update", m.Name, log).Scan(&at); err != nil {
+		var version int
+		if err := tx.QueryRow(ctx, "select seq, version from checkpoints where model = $1 and log = $2 for update", m.Name, log).Scan(&at, &version); err != nil {
 			return fmt.Errorf("lock the checkpoint: %w", err)
+		}
+		if version != m.Version {
+			return errOutdated
 		}
 		if at < known {
 			return errMoved
@@ -198,7 +206,7 @@ func (r *Runner) begin(ctx context.Context, m Model) error {
 	}
 	differs, err := outdated(ctx, r.pool, m)
 	if err == nil && differs {
-		err = fmt.Errorf("projections: %s was built by another version of it, and has to be built again", m.Name)
+		err = fmt.Errorf("projections: %s: %w", m.Name, errOutdated)
 	}
 	return err
 }

@@ -56,8 +56,8 @@ func verifying(m Model) string { return "verifying_" + m.Name }
 
 // Verify compares a model with what the log makes of it, and lists the rows that
 // differ. It replays the log into tables of its own, which it keeps: the next time
-// it reads only what has come since. The live tables are read as they were at one
-// moment, and the replay is brought to the same.
+// it reads only what has come since, unless Anew was called. The live tables are read
+// as they were at one moment, and the replay is brought to the same.
 func (b *Rebuilder) Verify(ctx context.Context, m Model, progress func(done, total uint64)) ([]Drift, error) {
 	found, err := b.beyond(ctx, m)
 	if err != nil || len(found) > 0 {
@@ -79,6 +79,22 @@ func (b *Rebuilder) Verify(ctx context.Context, m Model, progress func(done, tot
 		return nil, fmt.Errorf("projections: verify %s: %w", m.Name, err)
 	}
 	return found, nil
+}
+
+// Anew has the next verification of a model replay the whole log. The tables of the
+// replay are in the same database, and whoever can edit the live ones can make the
+// same edit there.
+func (b *Rebuilder) Anew(ctx context.Context, m Model) error {
+	err := b.alone(ctx, verifying(m), func(ctx context.Context) error { return b.dropReplay(ctx, m) })
+	if err != nil {
+		return fmt.Errorf("projections: verify %s anew: %w", m.Name, err)
+	}
+	return nil
+}
+
+func (b *Rebuilder) dropReplay(ctx context.Context, m Model) error {
+	_, err := b.pool.Exec(ctx, "drop schema if exists "+verifying(m)+" cascade")
+	return err
 }
 
 // beyond finds checkpoints that lie behind the end of their logs: somebody has
@@ -149,6 +165,15 @@ func (b *Rebuilder) compared(ctx context.Context, m Model, options pgx.TxOptions
 		return err
 	}
 	return pgx.BeginTxFunc(ctx, b.pool, options, func(tx pgx.Tx) error {
+		// Before the first look fixes the moment: a model that is built again cannot
+		// take the place of one that is being compared.
+		tables := make([]string, len(m.Tables))
+		for n, table := range m.Tables {
+			tables[n] = named(live, table)
+		}
+		if _, err := tx.Exec(ctx, "lock table "+strings.Join(tables, ", ")+" in access share mode"); err != nil {
+			return err
+		}
 		heads, err := checkpoints(ctx, tx, live, m, lock)
 		if err != nil {
 			return err
@@ -183,10 +208,12 @@ func (r *Runner) catchUpTo(ctx context.Context, m Model, b *Rebuilder, progress 
 		return nil, err
 	}
 	var total uint64
-	for log, head := range heads {
+	for _, head := range heads {
 		total += head
-		if at[log] > head {
-			if _, err := b.pool.Exec(ctx, "drop schema "+verifying(m)+" cascade"); err != nil {
+	}
+	for log := range at {
+		if at[log] > heads[log] {
+			if err := b.dropReplay(ctx, m); err != nil {
 				return nil, err
 			}
 			if err := b.prepare(ctx, m, verifying(m)); err != nil {

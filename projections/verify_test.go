@@ -1,9 +1,11 @@
 package projections_test
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -211,5 +213,80 @@ func TestVerifyWhileTheLogGrows(t *testing.T) {
 	must(w.writer.Exec(t.Context(), "update checkpoints set seq = seq + 1000 where model = 'emails' and log = 'MAIL_00'"))(t)
 	if drift, err := verifier.Verify(t.Context(), emails, nil); err != nil || len(drift) != 1 || drift[0].Table != "checkpoints" {
 		t.Errorf("after its checkpoint was moved: %v, %v", drift, err)
+	}
+}
+
+// Whoever makes the same edit in the replay that is kept is found by one that begins
+// at the first entry; and a replay is begun anew where the live model's checkpoints
+// are gone, instead of failing ever after.
+func TestAnEditOfTheReplayIsFoundAnew(t *testing.T) {
+	w := newWorld(t)
+	stop := w.run(t)
+	owner := must(pgxpool.New(t.Context(), w.db.Owner))(t)
+	defer owner.Close()
+	verifier, accounts := w.rebuilder(t), must(projections.Find("accounts"))(t)
+	verified := func() []projections.Drift {
+		t.Helper()
+		return must(verifier.Verify(t.Context(), accounts, nil))(t)
+	}
+	if drift := verified(); len(drift) > 0 {
+		t.Fatalf("before anything was changed: %v", drift)
+	}
+	for _, schema := range []string{"public", "verifying_accounts"} {
+		must(owner.Exec(t.Context(), "update "+schema+".accounts set blocked = not blocked"))(t)
+	}
+	if drift := verified(); len(drift) > 0 {
+		t.Logf("found already: %v", drift)
+	}
+	if err := verifier.Anew(t.Context(), accounts); err != nil {
+		t.Fatal(err)
+	}
+	drift := verified()
+	if len(drift) != 1 || drift[0].Kind != projections.Edited || drift[0].Fields[0].Field != "blocked" {
+		t.Fatalf("found anew: %v", drift)
+	}
+	if err := verifier.Repair(t.Context(), accounts, drift); err != nil {
+		t.Fatal(err)
+	}
+
+	stop()
+	must(owner.Exec(t.Context(), "delete from checkpoints where model = 'accounts'; delete from accounts"))(t)
+	if drift := verified(); len(drift) > 0 {
+		t.Errorf("with nothing projected: %v", drift)
+	}
+	defer w.run(t)()
+	if drift := verified(); len(drift) > 0 {
+		t.Errorf("after it was projected again: %v", drift)
+	}
+}
+
+// A model that is built again and again while it grows and is verified is never said
+// to have been changed, and nobody waits for the other for good.
+func TestVerifyWhileAModelIsBuiltAgain(t *testing.T) {
+	w := newWorld(t)
+	defer w.run(t)()
+	emails := must(projections.Find("emails"))(t)
+	builder, verifier := w.rebuilder(t), w.rebuilder(t)
+	working, stop := context.WithCancel(t.Context())
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer stop()
+	others.Go(func() {
+		for working.Err() == nil {
+			if err := builder.Rebuild(working, emails, nil); err != nil && working.Err() == nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	others.Go(func() {
+		for working.Err() == nil {
+			w.accept(t, uuid.Must(uuid.NewV7()))
+		}
+	})
+	for range 25 {
+		if drift, err := verifier.Verify(t.Context(), emails, nil); err != nil || len(drift) > 0 {
+			t.Fatalf("%v, %v", drift, err)
+		}
 	}
 }

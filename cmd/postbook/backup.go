@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -15,6 +16,7 @@ import (
 	"postbook.dev/postbook/archive"
 	"postbook.dev/postbook/backup"
 	copied "postbook.dev/postbook/domain/backup"
+	"postbook.dev/postbook/domain/kek"
 	"postbook.dev/postbook/eventstore"
 	"postbook.dev/postbook/seal"
 )
@@ -40,9 +42,18 @@ func (c backupCommand) Run(ctx context.Context, cfg Config, out output) error {
 	if err != nil {
 		return err
 	}
+	rotated, err := lastRotation(ctx, store)
+	if err != nil {
+		return err
+	}
 	from := backup.Source{
 		Store: store, SealDir: cfg.path(sealFolder), Keys: keys, Program: version, Progress: out.progress,
-		Made: func(m backup.Manifest, manifest []byte) error { return tellMade(ctx, store, m, manifest) },
+		Made: func(m backup.Manifest, manifest []byte) error {
+			if since, err := lastRotation(ctx, store); err != nil || since != rotated {
+				return cmp.Or(err, errRotating)
+			}
+			return tellMade(ctx, store, m, manifest)
+		},
 	}
 	held, err := openArchive(cfg)
 	if err != nil {
@@ -88,6 +99,23 @@ func (o output) backup(path string, m backup.Manifest, removed []string, took ti
 		fmt.Printf("It holds no keys. Keep copies of root.key, seal/%s and seal/%s, apart from it.\n", signingKeys, markKeyFile)
 	}
 	return nil
+}
+
+// errRotating says that some keysets in a copy are wrapped with a root key that is
+// about to be destroyed, or was.
+var errRotating = errors.New("the root key is being replaced, and no one key would open the backup: make it again once that is finished (postbook rotate kek finishes it)")
+
+// lastRotation is the last event of the root key's life, or errRotating while it is
+// being replaced.
+func lastRotation(ctx context.Context, store *eventstore.Store) (uint64, error) {
+	state, last, err := eventstore.Load(ctx, store, kek.Decider, kek.Stream())
+	if err != nil {
+		return 0, fmt.Errorf("look whether the root key is being replaced: %w", err)
+	}
+	if state.Open != nil {
+		return 0, errRotating
+	}
+	return last, nil
 }
 
 // segmentsOf are the segments of an archive that hold what had left the streams

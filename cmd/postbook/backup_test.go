@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"postbook.dev/postbook/backup"
+	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/internal/testenv"
 )
 
@@ -258,6 +259,22 @@ func TestChangedBackupsAreFound(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// Whoever can sign can also write what is no name, and it leads to no path.
+	for _, name := range []string{"../../elsewhere", "..", "a/b", ""} {
+		change(backup.ManifestFile, "has a log called "+name, func(file string) error {
+			m := c.Manifest
+			m.Heads = append([]backup.Head{{Log: name}}, m.Heads...)
+			data, err := json.Marshal(m)
+			if err := errors.Join(err, os.WriteFile(file, data, 0o600)); err != nil {
+				return err
+			}
+			if _, err := backup.Check(path, nil, func(_, _ uint64) {}); err == nil || !strings.Contains(err.Error(), "no name of a log") {
+				t.Errorf("a log called %q: %v", name, err)
+			}
+			return nil
+		})
+	}
+
 	other := i.elsewhere(t)
 	if out, err := other.postbook("restore", path); err == nil || !strings.Contains(out, "the backup holds no keys") {
 		t.Errorf("restored without keys: %v\n%s", err, out)
@@ -272,6 +289,79 @@ func TestChangedBackupsAreFound(t *testing.T) {
 	}
 	if out, err := other.postbook("verify", "--log"); err != nil {
 		t.Errorf("verify: %v\n%s", err, out)
+	}
+	if out, err := other.postbook("verify", "--read-models"); err == nil || !strings.Contains(out, "it has read nothing of LEDGER") {
+		t.Errorf("read models that nothing is in: %v\n%s", err, out)
+	}
+}
+
+// What a restore that was cut off has left is removed by the same one alone: another
+// backup does not go over it, nor does the same one into a server of others.
+func TestWhatARestoreHasLeftIsItsOwn(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	i.stop()
+	folder := t.TempDir()
+	first, second := i.backup(t, folder, "--with-keys"), i.backup(t, folder, "--with-keys")
+	other := i.elsewhere(t)
+	if out, err := other.postbook("restore", first); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	checked, err := backup.Check(first, nil, func(_, _ uint64) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave := func(server string) {
+		t.Helper()
+		mark, err := json.Marshal(restoreMark{Backup: filepath.Base(first), Manifest: hexSum(checked.Raw), Server: hexSum([]byte(server))})
+		if err == nil {
+			err = os.WriteFile(filepath.Join(other.dir, restoringFile), mark, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for what, from := range map[string]struct{ backup, server string }{
+		"another backup": {second, ""}, "another server": {first, "nats://127.0.0.1:4222"},
+	} {
+		leave(from.server)
+		if out, err := other.postbook("restore", from.backup); err == nil || !strings.Contains(out, "take an empty directory") {
+			t.Errorf("%s is restored over what was there: %v\n%s", what, err, out)
+		}
+		if _, err := os.Stat(filepath.Join(other.dir, "log")); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	leave("")
+	if out, err := other.postbook("restore", first); err != nil {
+		t.Errorf("the same again: %v\n%s", err, out)
+	}
+}
+
+// While the root key is replaced no one key opens all keysets, so that a backup has
+// to wait.
+func TestNoBackupWhileTheRootKeyIsReplaced(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	i.stop()
+	k, err := openKeeper(t.Context(), Config{DataDir: i.dir, HTTPAddr: "127.0.0.1:0", MXPort: 25, Durability: "fsync"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rotation{k.store, k.ring, k.root, "", func() domain.Authority { return operator(time.Now()) }}
+	if err := errors.Join(r.begin(t.Context()), k.store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	if out, err := i.postbook("backup", folder); err == nil || !strings.Contains(out, "is being replaced") {
+		t.Errorf("a backup was made: %v\n%s", err, out)
+	}
+	if out, err := i.postbook("rotate", "kek"); err != nil {
+		t.Fatalf("rotate: %v\n%s", err, out)
+	}
+	path := i.backup(t, folder, "--with-keys")
+	if out, err := i.elsewhere(t).postbook("restore", path); err != nil {
+		t.Errorf("restore: %v\n%s", err, out)
 	}
 }
 
@@ -388,7 +478,7 @@ func TestABackupNeedsItsArchive(t *testing.T) {
 				return nil
 			}
 		}
-		return errors.New("nothing has left a stream")
+		return fmt.Errorf("nothing has left a stream: %v\n%s", i.archived(t), i.output)
 	})
 	i.stop()
 	path := i.backup(t, t.TempDir(), "--with-keys")

@@ -48,7 +48,7 @@ func TestAnEditedRowIsFoundByItself(t *testing.T) {
 		t.Errorf("after the repair: %v\n%s", err, out)
 	}
 	i.stop()
-	if out, err := i.postbook("verify"); err != nil {
+	if out, err := i.postbook("verify", "--fresh"); err != nil {
 		t.Errorf("without a server: %v\n%s", err, out)
 	}
 }

@@ -37,6 +37,7 @@ type watched struct {
 	marks projections.Marks // before that
 	next  time.Time
 	again time.Time // not earlier, even if there are marks
+	anew  time.Time // when the whole log is replayed next, not only what has come since
 }
 
 // watchReadModels verifies the read models until ctx ends, and puts on record what
@@ -50,6 +51,7 @@ func (s *server) watchReadModels(ctx context.Context) error {
 			models[i].next = time.Now().Add(afterStart)
 			models[i].again = models[i].next
 		}
+		models[i].anew = models[i].next.Add(verifyMost)
 	}
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -81,6 +83,12 @@ func (s *server) verifyIfDue(ctx context.Context, verifier *projections.Rebuilde
 	marks, err := verifier.Marks(ctx, w.model)
 	if !due && (err != nil || marks == w.marks) {
 		return err
+	}
+	if begun.After(w.anew) {
+		if err := verifier.Anew(ctx, w.model); err != nil {
+			return err
+		}
+		w.anew = begun.Add(verifyMost)
 	}
 	drift, err := verifier.Verify(ctx, w.model, nil)
 	if err != nil {
@@ -134,45 +142,80 @@ func (c verifyCommand) verifyReadModels(ctx context.Context, cfg Config, out out
 		return false, err
 	}
 	defer done()
-	verifier := projections.NewRebuilder(pool, store, slog.New(slog.DiscardHandler))
+	looking := lookingAtModels{c, out, store, pool, projections.NewRebuilder(pool, store, slog.New(slog.DiscardHandler))}
 	sound := true
 	for _, m := range projections.Models {
 		if len(c.Model) > 0 && !slices.Contains(c.Model, m.Name) {
 			continue
 		}
-		begun := time.Now()
-		drift, err := verifier.Verify(ctx, m, out.progress(m.Name))
+		asLogged, err := looking.at(ctx, m)
 		if errors.Is(err, projections.ErrUnderWay) {
 			err = fmt.Errorf("%w: the server is verifying it at this moment; try again", err)
 		}
 		if err != nil {
 			return false, err
 		}
-		stopped, err := stoppedAt(ctx, pool, store, m)
-		if err != nil {
+		sound = sound && asLogged
+	}
+	return sound, nil
+}
+
+// lookingAtModels is a verification of read models under way.
+type lookingAtModels struct {
+	verifyCommand
+	out      output
+	store    *eventstore.Store
+	pool     *pgxpool.Pool
+	verifier *projections.Rebuilder
+}
+
+// at verifies a model, repairs it if that is asked for, and reports whether it was
+// as the log makes it.
+func (l lookingAtModels) at(ctx context.Context, m projections.Model) (bool, error) {
+	if l.Fresh || l.Repair {
+		if err := l.verifier.Anew(ctx, m); err != nil {
 			return false, err
 		}
-		if err := out.drift(m, drift, stopped, time.Since(begun)); err != nil {
+	}
+	drift, stopped, err := l.look(ctx, m)
+	if err != nil {
+		return false, err
+	}
+	sound := len(drift) == 0 && len(stopped) == 0
+	for l.Repair && len(drift) > 0 {
+		if err := repair(ctx, l.store, l.verifier, m, drift); err != nil {
 			return false, err
 		}
-		sound = sound && len(stopped) == 0
-		if len(drift) == 0 {
-			continue
+		if !l.out.json {
+			fmt.Printf("  %d rows were put back; once more:\n", len(drift))
 		}
-		sound = false
-		if err := reportDrift(ctx, store, operator(time.Now()), m, drift); err != nil {
-			return false, fmt.Errorf("put on record what was found: %w", err)
-		}
-		if c.Repair {
-			if err := repair(ctx, store, verifier, m, drift); err != nil {
-				return false, err
-			}
-			if !out.json {
-				fmt.Printf("  %d rows were put back\n", len(drift))
-			}
+		// Not all were listed, if there were many.
+		if drift, _, err = l.look(ctx, m); err != nil {
+			return false, err
 		}
 	}
 	return sound, nil
+}
+
+// look verifies a model, says what was found, and puts it on record.
+func (l lookingAtModels) look(ctx context.Context, m projections.Model) (drift []projections.Drift, stopped []string, err error) {
+	begun := time.Now()
+	if drift, err = l.verifier.Verify(ctx, m, l.out.progress(m.Name)); err != nil {
+		return nil, nil, err
+	}
+	if stopped, err = stoppedAt(ctx, l.pool, l.store, m); err != nil {
+		return nil, nil, err
+	}
+	if err := l.out.drift(m, drift, stopped, time.Since(begun)); err != nil {
+		return nil, nil, err
+	}
+	if len(drift) == 0 {
+		return nil, stopped, nil
+	}
+	if err := reportDrift(ctx, l.store, operator(time.Now()), m, drift); err != nil {
+		return nil, nil, fmt.Errorf("put on record what was found: %w", err)
+	}
+	return drift, stopped, nil
 }
 
 // stoppedAt tells where a read model stands still: up to there it may be as the log
@@ -183,15 +226,32 @@ func stoppedAt(ctx context.Context, pool *pgxpool.Pool, store *eventstore.Store,
 		return nil, err
 	}
 	stopped := []string{}
+	begun := map[string]bool{}
 	for _, s := range states {
-		if s.Model == m.Name && s.State == projections.Stopped {
+		if s.Model != m.Name {
+			continue
+		}
+		begun[s.Log] = true
+		if s.State == projections.Stopped {
 			stopped = append(stopped, fmt.Sprintf("it stands still after %s %d, %d entries behind: %s", s.Log, s.Seq, s.Lag, s.Error))
+		}
+	}
+	for _, log := range m.Logs(store) {
+		head, err := store.Head(ctx, log)
+		if err != nil {
+			return nil, err
+		}
+		if head > 0 && !begun[log] {
+			stopped = append(stopped, fmt.Sprintf("it has read nothing of %s, %d entries behind: a server that starts reads them", log, head))
 		}
 	}
 	return stopped, nil
 }
 
 func repair(ctx context.Context, store *eventstore.Store, verifier *projections.Rebuilder, m projections.Model, drift []projections.Drift) error {
+	if drift[0].Table == "checkpoints" {
+		return fmt.Errorf("a checkpoint of %s lies behind the end of its log, and no row can be trusted: run postbook projections rebuild %s", m.Name, m.Name)
+	}
 	if err := verifier.Repair(ctx, m, drift); err != nil {
 		return err
 	}

@@ -153,11 +153,16 @@ func (r *restoring) prepare(ctx context.Context) error {
 	if _, ok := found(r.cfg); ok {
 		return errors.New("a server runs on this data directory: a restore is into an empty one")
 	}
-	if err := r.cfg.whole(); err == nil {
-		if err := r.vacant(); err != nil {
-			return err
-		}
-		if err := r.vacantServer(ctx); err != nil {
+	mark, err := json.Marshal(restoreMark{r.Name, hexSum(r.raw), hexSum([]byte(r.cfg.NATSURL)), r.begun})
+	if err != nil {
+		return err
+	}
+	again, err := r.triedBefore()
+	if err != nil {
+		return err
+	}
+	if !again {
+		if err := errors.Join(r.vacant(), r.vacantServer(ctx)); err != nil {
 			return err
 		}
 	}
@@ -167,14 +172,38 @@ func (r *restoring) prepare(ctx context.Context) error {
 	if len(r.External) > 0 && r.cfg.Archive == "" {
 		return fmt.Errorf("older entries are not in the backup, but in %d segments of the archive: set POSTBOOK_ARCHIVE to where these are", len(r.External))
 	}
-	mark, err := json.Marshal(map[string]any{"backup": r.Backup, "begun": r.begun})
-	if err != nil {
-		return err
-	}
 	if err := seal.WriteFile(r.cfg.path(restoringFile), mark, 0o600); err != nil {
 		return fmt.Errorf("mark the data directory: %w", err)
 	}
 	return r.forgetTry(ctx)
+}
+
+// restoreMark is what restoringFile says: what is restored, and where to.
+type restoreMark struct {
+	Backup   string    `json:"backup"`
+	Manifest string    `json:"manifest"` // SHA-256
+	Server   string    `json:"server"`   // SHA-256 of its URL, which may hold a password
+	Begun    time.Time `json:"begun"`
+}
+
+// triedBefore reports whether what is there is what an earlier try of the same
+// restore has left, which may be removed. What another one has left may not.
+func (r *restoring) triedBefore() (bool, error) {
+	text, err := os.ReadFile(r.cfg.path(restoringFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	var left restoreMark
+	if err == nil {
+		err = json.Unmarshal(text, &left)
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a restore that has not ended: %w", err)
+	}
+	if left.Manifest != hexSum(r.raw) || left.Server != hexSum([]byte(r.cfg.NATSURL)) {
+		return false, fmt.Errorf("%s holds what a restore of %s has left, which was another backup or into another NATS server: run that one again, or take an empty directory", r.cfg.DataDir, left.Backup)
+	}
+	return true, nil
 }
 
 // vacant refuses a data directory that holds anything but keys.

@@ -19,7 +19,8 @@ type verifyCommand struct {
 	Log         bool     `help:"Hold every entry of the logs against the seal."`
 	ReadModels  bool     `help:"Hold every row of the read models against what the log makes of them."`
 	Model       []string `help:"Only these read models."`
-	Repair      bool     `help:"Put rows of read models back, after what was found is on record."`
+	Fresh       bool     `help:"Replay the whole log for the read models, instead of keeping what an earlier look has replayed, which lies in the same database."`
+	Repair      bool     `help:"Put rows of read models back, after what was found is on record. Replays the whole log, as --fresh does."`
 	Key         []string `sep:"none" help:"Public key that signs the seal; give those that you keep. Without any, the data directory's own are used, which whoever could change the log could change too."`
 	Copy        []string `help:"Folder or bucket of checkpoints that were kept elsewhere."`
 	WitnessKeys []string `sep:"none" name:"witness-key" help:"Public key of a witness whose cosignatures count."`
