@@ -307,7 +307,7 @@ func (s *sealed) shareOne(ctx context.Context, l *seal.Log, newest seal.Checkpoi
 	all, refused := true, false
 	signed := newest.Note
 	for i, w := range s.notary.Witnesses {
-		cosigned, held, err := w.Cosign(ctx, l, newest, seen[i])
+		cosigned, held, err := w.Cosign(ctx, l.Dir(), newest, seen[i])
 		seen[i] = held
 		switch {
 		case errors.Is(err, seal.ErrRefused):

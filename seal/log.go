@@ -245,12 +245,10 @@ func ReadWitnessed(dir string) ([]byte, error) {
 // Pending is how many entries were added since.
 func (l *Log) Pending() int64 { return l.tree.Size() - l.Newest().Size }
 
-// Consistency proves that the tree of the newest checkpoint begins with the tree
-// that had size leaves.
-func (l *Log) Consistency(c Checkpoint, size int64) (tlog.TreeProof, error) {
-	return proveTree(l.dir, c.Size, size)
-}
+// Dir is the folder of the log's seal.
+func (l *Log) Dir() string { return l.dir }
 
+// proveTree proves that the tree with size leaves begins with the one that had old.
 func proveTree(dir string, size, old int64) (tlog.TreeProof, error) {
 	if old == 0 || old == size {
 		return nil, nil // there is nothing to prove

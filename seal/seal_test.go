@@ -284,7 +284,7 @@ func TestWitness(t *testing.T) {
 	known := int64(0)
 	for _, size := range []int{0, 3, 3, 700} {
 		l := sealed(t, dir, k, size)
-		signed, held, err := witness.Cosign(context.Background(), l, l.Newest(), known)
+		signed, held, err := witness.Cosign(context.Background(), l.Dir(), l.Newest(), known)
 		if err != nil || held != int64(size) {
 			t.Fatalf("at %d: %v, %d", size, err, held)
 		}
@@ -297,7 +297,7 @@ func TestWitness(t *testing.T) {
 	}
 	// Somebody who has forgotten what the witness knows learns it.
 	l := sealed(t, dir, k, 800)
-	if _, held, err := witness.Cosign(context.Background(), l, l.Newest(), 0); err != nil || held != 800 {
+	if _, held, err := witness.Cosign(context.Background(), l.Dir(), l.Newest(), 0); err != nil || held != 800 {
 		t.Errorf("having forgotten: %d, %v", held, err)
 	}
 	must(0, l.Close())(t)
@@ -308,12 +308,12 @@ func TestWitness(t *testing.T) {
 			must(0, other.Add(entry(other.Next(), "another past")))(t)
 		}
 		must(0, other.Sign(now))(t)
-		if _, _, err := witness.Cosign(context.Background(), other, other.Newest(), 800); !errors.Is(err, ErrRefused) {
+		if _, _, err := witness.Cosign(context.Background(), other.Dir(), other.Newest(), 800); !errors.Is(err, ErrRefused) {
 			t.Errorf("another past that is %s: %v", name, err)
 		}
 	}
 	stranger := sealed(t, t.TempDir(), keys(t), 3)
-	if _, _, err := witness.Cosign(context.Background(), stranger, stranger.Newest(), 0); err == nil {
+	if _, _, err := witness.Cosign(context.Background(), stranger.Dir(), stranger.Newest(), 0); err == nil {
 		t.Error("it cosigns for a stranger")
 	}
 }
@@ -392,5 +392,40 @@ func TestNotesAreNotes(t *testing.T) {
 	n, err := note.Open(l.Newest().Note, note.VerifierList(v))
 	if err != nil || len(n.Sigs) != 1 || len(n.UnverifiedSigs) != 1 {
 		t.Errorf("%+v, %v", n, err)
+	}
+}
+
+// Where sealing has stopped, what came since is found. It is not while sealing is
+// only late, and nobody is blamed who was not asked to seal.
+func TestWhatShouldHaveBeenSealed(t *testing.T) {
+	k := keys(t)
+	dir := t.TempDir()
+	l := sealed(t, dir, k, 3)
+	defer l.Close()
+	at := must(trusting(t, k).Open(l.Newest().Origin, l.Newest().Note))(t).At
+	for name, c := range map[string]struct {
+		recorded, now time.Time
+		stale         bool
+	}{
+		"sealing has stopped":        {at.Add(time.Minute), at.Add(time.Hour), true},
+		"it came just now":           {at.Add(time.Hour), at.Add(time.Hour), false},
+		"it is late, and a head new": {at.Add(-time.Hour), at.Add(time.Minute), false},
+		"nobody is to be sealing":    {at.Add(time.Minute), time.Time{}, false},
+	} {
+		v := Verification{Log: "LEDGER", Dir: dir, Origin: l.Newest().Origin, Trusted: trusting(t, k), Now: c.now}
+		report, err := v.Verify(t.Context(), func(_ context.Context, each func([]Sum) error) error {
+			sums := make([]Sum, 4)
+			for n := range sums {
+				e := entry(uint64(n+1), fmt.Sprint("body ", n+1))
+				sums[n] = Sum{Seq: e.Seq, Time: c.recorded, Hash: e.Hash()}
+			}
+			return each(sums)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(report.Findings) == 1 && report.Findings[0].Kind == Stale && report.Findings[0].Seq == 4; got != c.stale || !c.stale && !report.OK() {
+			t.Errorf("%s: %v", name, report.Findings)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -86,17 +87,20 @@ type Verification struct {
 	Origin  string
 	Trusted Verifiers
 	Copies  []Copy    // checkpoints that were kept elsewhere
+	Ask     []Witness // that say whether they have seen another past, or a later one
 	Shared  []byte    // the newest head, where several processes seal: it may be ahead of the one in Dir; nil if there is none
-	Now     time.Time // what is older and not sealed is found; zero does not look
+	Now     time.Time // whether sealing has stopped before it is looked at; zero does not look
 }
 
 // Copy is a checkpoint that was kept elsewhere, and where.
 type Copy struct {
 	Place string
 	Note  []byte
+	Here  bool // it is kept beside the seal, and does not count as one elsewhere
 }
 
-// sealWithin is how soon an entry has to be sealed.
+// sealWithin is how soon an entry has to be sealed, and how old the newest head can
+// be where sealing goes on.
 const sealWithin = 2 * time.Minute
 
 // Verify holds the entries of a log, in the order in which they are read, against
@@ -138,7 +142,7 @@ func (v Verification) Verify(ctx context.Context, sums func(ctx context.Context,
 		return nil, err
 	}
 	held.end()
-	return r, nil
+	return r, held.ask(ctx)
 }
 
 // comparison is a verification under way.
@@ -189,8 +193,8 @@ func (c *comparison) each(batch []Sum) error {
 		}
 		if s.Seq > uint64(c.checkpoint.Size) {
 			c.Unsealed++
-			if age := c.Now.Sub(s.Time); !c.Now.IsZero() && age > sealWithin && c.Unsealed == 1 {
-				c.found(Stale, s.Seq, "it was recorded %s ago and is not sealed", age.Round(time.Second))
+			if c.Unsealed == 1 && !c.Now.IsZero() && c.Now.Sub(s.Time) > sealWithin && c.Now.Sub(c.checkpoint.At) > sealWithin {
+				c.found(Stale, s.Seq, "it was recorded %s ago and is not sealed, and nothing was since %s", c.Now.Sub(s.Time).Round(time.Second), c.checkpoint.At.Format(time.RFC3339))
 			}
 			continue
 		}
@@ -363,10 +367,45 @@ func (c *comparison) checkCopy(copied Copy) {
 		c.found(Rewritten, 0, "the first %d entries are not those that %s has seen", kept.Size, copied.Place)
 		return
 	}
-	c.Report.Copies++
+	if !copied.Here {
+		c.Report.Copies++
+	}
 	if len(kept.Witnesses) > len(c.Witnesses) {
 		c.Witnesses = kept.Witnesses
 	}
+}
+
+// ask has witnesses say whether what they have seen last leads to the head here. What
+// they have not seen of it yet they see now.
+func (c *comparison) ask(ctx context.Context) error {
+	if c.own.Note == nil {
+		return nil // which was found before
+	}
+	for _, w := range c.Ask {
+		head := c.own
+		_, held, err := w.Cosign(ctx, c.Dir, head, head.Size)
+		for errors.Is(err, ErrRefused) && held > head.Size {
+			newer, reading := ReadCheckpoint(c.Dir, c.Trusted, c.Origin)
+			if reading != nil || newer.Size <= head.Size {
+				break
+			}
+			head = newer // it is being sealed, and has gone on meanwhile
+			_, held, err = w.Cosign(ctx, c.Dir, head, head.Size)
+		}
+		switch {
+		case err == nil:
+			if !slices.Contains(c.Witnesses, w.Key.Name()) {
+				c.Witnesses = append(c.Witnesses, w.Key.Name())
+			}
+		case errors.Is(err, ErrRefused) && c.Shared != nil && held > head.Size:
+			// Another host seals this log, and has shown the witness more.
+		case errors.Is(err, ErrRefused):
+			c.found(Rewritten, uint64(head.Size)+1, "%s", err)
+		default:
+			return err
+		}
+	}
+	return nil
 }
 
 // headAt is the head of the first entries: of the tiles, or of what was read where

@@ -52,15 +52,15 @@ var ErrRefused = errors.New("a witness has seen another past")
 // maxAnswer bounds what a witness may answer.
 const maxAnswer = 64 << 10
 
-// Cosign asks the witness to cosign a checkpoint, and returns it with the
-// cosignature. known is the size that the witness has seen last, as far as the
+// Cosign asks the witness to cosign a checkpoint of the log whose seal is in a
+// folder, and returns it with the cosignature. known is the size that the witness has seen last, as far as the
 // asker knows; the size it really has comes back.
-func (w Witness) Cosign(ctx context.Context, l *Log, c Checkpoint, known int64) ([]byte, int64, error) {
+func (w Witness) Cosign(ctx context.Context, dir string, c Checkpoint, known int64) ([]byte, int64, error) {
 	for range 2 {
 		if known > c.Size {
 			return nil, known, w.refusal(c, known)
 		}
-		lines, held, err := w.ask(ctx, l, c, known)
+		lines, held, err := w.ask(ctx, dir, c, known)
 		switch {
 		case err != nil:
 			return nil, known, err
@@ -84,8 +84,8 @@ func (w Witness) refusal(c Checkpoint, held int64) error {
 }
 
 // ask returns the witness's signatures, or else the size that it has.
-func (w Witness) ask(ctx context.Context, l *Log, c Checkpoint, known int64) (lines []byte, held int64, err error) {
-	path, err := l.Consistency(c, known)
+func (w Witness) ask(ctx context.Context, dir string, c Checkpoint, known int64) (lines []byte, held int64, err error) {
+	path, err := proveTree(dir, c.Size, known)
 	if err != nil {
 		return nil, 0, err
 	}

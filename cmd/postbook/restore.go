@@ -125,7 +125,7 @@ func (r *restoring) run(ctx context.Context) error {
 	}
 	// What somebody else has seen since is missing, of course. verify says so later.
 	alone := r.cfg
-	alone.SealCopies = nil
+	alone.SealCopies, alone.Witnesses = nil, nil
 	sound, err := verifyCommand{Key: r.Key}.verifyLog(ctx, alone, output{json: r.out.json})
 	if err != nil {
 		return err

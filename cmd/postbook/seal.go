@@ -94,13 +94,8 @@ func (s *server) openNotary(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, text := range s.cfg.Witnesses {
-		address, key, _ := strings.Cut(strings.TrimSpace(text), " ")
-		w, err := seal.NewWitness(address, strings.TrimSpace(key), &http.Client{Timeout: witnessTimeout})
-		if err != nil {
-			return fmt.Errorf("POSTBOOK_WITNESSES: %w", err)
-		}
-		c.Witnesses = append(c.Witnesses, w)
+	if c.Witnesses, err = s.cfg.witnesses(); err != nil {
+		return err
 	}
 	for _, text := range s.cfg.SealCopies {
 		p, err := parsePlace(text)
@@ -111,6 +106,20 @@ func (s *server) openNotary(ctx context.Context) error {
 	}
 	s.notary = notary.New(c)
 	return s.notary.Begin()
+}
+
+// witnesses are those that are shown the heads of the seal.
+func (c *Config) witnesses() ([]seal.Witness, error) {
+	var all []seal.Witness
+	for _, text := range c.Witnesses {
+		address, key, _ := strings.Cut(strings.TrimSpace(text), " ")
+		w, err := seal.NewWitness(address, strings.TrimSpace(key), &http.Client{Timeout: witnessTimeout})
+		if err != nil {
+			return nil, fmt.Errorf("POSTBOOK_WITNESSES: %w", err)
+		}
+		all = append(all, w)
+	}
+	return all, nil
 }
 
 // parsePlace finds where heads of the seal are left: a folder, an address, or a bucket.

@@ -70,9 +70,10 @@ func (c verifyCommand) verifyLog(ctx context.Context, cfg Config, out output) (b
 	if err != nil {
 		return false, err
 	}
-	if err := c.copiesThere(ctx, reading.logs); err != nil {
+	if err := c.copiesThere(ctx, cfg, reading.logs, out); err != nil {
 		return false, err
 	}
+	v.Now = reading.now
 	sound := true
 	var entries uint64
 	for _, log := range reading.logs {
@@ -127,17 +128,22 @@ func (c verifyCommand) against(cfg Config) (seal.Verification, string, error) {
 		}
 		keys = strings.Fields(string(text))
 	}
-	witnesses := c.WitnessKeys
-	for _, w := range cfg.Witnesses {
-		_, key, _ := strings.Cut(strings.TrimSpace(w), " ")
-		witnesses = append(witnesses, strings.TrimSpace(key))
-	}
-	trusted, err := seal.ParseVerifiers(keys, witnesses)
+	trusted, err := seal.ParseVerifiers(keys, c.WitnessKeys)
 	if err != nil {
 		return seal.Verification{}, "", err
 	}
-	return seal.Verification{Trusted: trusted}, trusted.Log[0].Name(), nil
+	v := seal.Verification{Trusted: trusted}
+	if v.Ask, err = cfg.witnesses(); err != nil {
+		return seal.Verification{}, "", err
+	}
+	for _, w := range v.Ask {
+		v.Trusted.Witnesses = append(v.Trusted.Witnesses, w.Key)
+	}
+	return v, trusted.Log[0].Name(), nil
 }
+
+// sealsWithin is how long a server that has started may take to seal what came before.
+const sealsWithin = 10 * time.Minute
 
 // reading is the logs, and how each is read.
 type reading struct {
@@ -145,6 +151,7 @@ type reading struct {
 	sums  func(log string) notary.Sums // of what the streams hold
 	mark  []byte
 	heads *eventstore.Bucket // that several processes share; nil if the log is one process's own
+	now   time.Time          // zero where nobody is to be sealing
 }
 
 // shared is the newest head of a log that any process has signed, or nil.
@@ -167,8 +174,12 @@ func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func()
 		}
 	}
 	url, external := cfg.NATSURL, cfg.NATSURL != ""
+	now := time.Now()
 	if r, ok := found(cfg); ok {
 		url, external = r.NATSURL, r.External
+		if info, err := os.Stat(cfg.path(runningFile)); err == nil && now.Sub(info.ModTime()) < sealsWithin {
+			now = time.Time{} // it has just started, and seals what it has found
+		}
 	}
 	if url == "" {
 		read, err := atRest(cfg, mark)
@@ -178,7 +189,7 @@ func (c verifyCommand) reading(ctx context.Context, cfg Config) (reading, func()
 	if err != nil {
 		return reading{}, nil, err
 	}
-	read := reading{logs: store.Logs(), sums: func(log string) notary.Sums { return notary.Live(store, log, mark) }, mark: mark}
+	read := reading{logs: store.Logs(), sums: func(log string) notary.Sums { return notary.Live(store, log, mark) }, mark: mark, now: now}
 	if external {
 		if read.heads, err = store.Bucket(ctx, headsBucket); err != nil {
 			return reading{}, nil, errors.Join(err, store.Close())
@@ -214,9 +225,10 @@ func atRest(cfg Config, mark []byte) (reading, error) {
 }
 
 // copiesThere makes sure that each place that was given holds something: one that is
-// mistyped would make a verification that looks at less than was asked for.
-func (c verifyCommand) copiesThere(ctx context.Context, logs []string) error {
-	for _, text := range c.Copy {
+// mistyped would make a verification that looks at less than was asked for. Of one
+// that is configured it is said: a server may not have come to it yet.
+func (c verifyCommand) copiesThere(ctx context.Context, cfg Config, logs []string, out output) error {
+	for n, text := range append(slices.Clone(c.Copy), cfg.SealCopies...) {
 		place, err := parsePlace(text)
 		if err != nil {
 			return err
@@ -229,8 +241,12 @@ func (c verifyCommand) copiesThere(ctx context.Context, logs []string) error {
 			}
 			held = held || head != nil
 		}
-		if !held {
+		switch {
+		case held:
+		case n < len(c.Copy):
 			return fmt.Errorf("--copy: %s holds no checkpoint of any log", place)
+		case !out.json:
+			fmt.Printf("%s, of POSTBOOK_SEAL_COPIES, gives no checkpoint of any log back.\n", place)
 		}
 	}
 	return nil
@@ -245,7 +261,7 @@ func (c verifyCommand) copies(ctx context.Context, cfg Config, log string) ([]se
 		return nil, err
 	}
 	if witnessed != nil {
-		all = append(all, seal.Copy{Place: "the newest head that was cosigned", Note: witnessed})
+		all = append(all, seal.Copy{Place: "the newest head that was cosigned", Note: witnessed, Here: true})
 	}
 	for _, text := range append(c.Copy, cfg.SealCopies...) {
 		place, err := parsePlace(text)
