@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"time"
 
@@ -149,9 +150,6 @@ func (c verifyCommand) verifyReadModels(ctx context.Context, cfg Config, out out
 			continue
 		}
 		asLogged, err := looking.at(ctx, m)
-		if errors.Is(err, projections.ErrUnderWay) {
-			err = fmt.Errorf("%w: the server is verifying it at this moment; try again", err)
-		}
 		if err != nil {
 			return false, err
 		}
@@ -173,7 +171,7 @@ type lookingAtModels struct {
 // as the log makes it.
 func (l lookingAtModels) at(ctx context.Context, m projections.Model) (bool, error) {
 	if l.Fresh || l.Repair {
-		if err := l.verifier.Anew(ctx, m); err != nil {
+		if err := l.alone(ctx, m, func() error { return l.verifier.Anew(ctx, m) }); err != nil {
 			return false, err
 		}
 	}
@@ -183,7 +181,7 @@ func (l lookingAtModels) at(ctx context.Context, m projections.Model) (bool, err
 	}
 	sound := len(drift) == 0 && len(stopped) == 0
 	for l.Repair && len(drift) > 0 {
-		if err := repair(ctx, l.store, l.verifier, m, drift); err != nil {
+		if err := l.alone(ctx, m, func() error { return repair(ctx, l.store, l.verifier, m, drift) }); err != nil {
 			return false, err
 		}
 		if !l.out.json {
@@ -197,10 +195,33 @@ func (l lookingAtModels) at(ctx context.Context, m projections.Model) (bool, err
 	return sound, nil
 }
 
+// alone does something as soon as nobody else verifies the model, which a server
+// does now and then.
+func (l lookingAtModels) alone(ctx context.Context, m projections.Model, do func() error) error {
+	for waited := false; ; waited = true {
+		err := do()
+		if !errors.Is(err, projections.ErrUnderWay) {
+			return err
+		}
+		if !waited && !l.out.json {
+			fmt.Fprintf(os.Stderr, "%s is being verified by the server; this waits for it\n", m.Name)
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // look verifies a model, says what was found, and puts it on record.
 func (l lookingAtModels) look(ctx context.Context, m projections.Model) (drift []projections.Drift, stopped []string, err error) {
 	begun := time.Now()
-	if drift, err = l.verifier.Verify(ctx, m, l.out.progress(m.Name)); err != nil {
+	err = l.alone(ctx, m, func() (err error) {
+		drift, err = l.verifier.Verify(ctx, m, l.out.progress(m.Name))
+		return err
+	})
+	if err != nil {
 		return nil, nil, err
 	}
 	if stopped, err = stoppedAt(ctx, l.pool, l.store, m); err != nil {
