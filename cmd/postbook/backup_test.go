@@ -466,9 +466,18 @@ func TestABackupNeedsItsArchive(t *testing.T) {
 		for _, id := range ids[wave*20:] {
 			i.lastEvent(id, "delivered")
 		}
-		if out, err := i.postbook("archive", "run"); err != nil {
-			t.Fatalf("archive run: %v\n%s", err, out)
-		}
+		delivered := i.archived(t)
+		testenv.Eventually(t, time.Minute, func() error { // only what is sealed is archived
+			if out, err := i.postbook("archive", "run"); err != nil {
+				t.Fatalf("archive run: %v\n%s", err, out)
+			}
+			for log, st := range i.archived(t) {
+				if strings.HasPrefix(log, "MAIL_") && st.Last < delivered[log].Head {
+					return fmt.Errorf("%s is archived to %d of %d", log, st.Last, delivered[log].Head)
+				}
+			}
+			return nil
+		})
 	}
 	i.stop()
 	i.start("--quiet") // its claims allow what came before them to go
