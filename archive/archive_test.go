@@ -275,7 +275,7 @@ func TestReadingGoesOnWhereTheStreamBegins(t *testing.T) {
 	if _, err := i.store.Read(ctx, mail, stats.Last+1); !errors.Is(err, eventstore.ErrNoEntry) {
 		t.Errorf("an entry that is not there: %v", err)
 	}
-	if chain := must(i.store.Chain(ctx, mail, later[0][0].Seq))(t); len(chain) != 2 || chain[0].ID != first.ID {
+	if chain := must(i.store.Chain(ctx, mail, later[0][0].Seq, first.Stream.ID))(t); len(chain) != 2 || chain[0].ID != first.ID {
 		t.Errorf("the mail's history is %v", chain)
 	}
 	if got := must(i.store.Before(ctx, mail, middle))(t); got != at {

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -41,6 +42,7 @@ func (s *Store) Append(ctx context.Context, c Commit, expected uint64) (held []d
 	if err != nil {
 		return nil, err
 	}
+	s.recent.keep(msg.Data, recorded[0])
 	msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(expected, 10)}
 	p := s.publish(ctx, true, msg)[0]
 	switch {
@@ -77,33 +79,31 @@ func (s *Store) heldAtTail(ctx context.Context, subject string, id uuid.UUID) ([
 	return tail.Events, settled[0].err
 }
 
-// Accept records the first commits of emails, each in its email's partition. It
-// returns when all are on disk. After an error any of them may or may not be
-// recorded, and none may be promised to anybody.
+// Accept records the first commits of emails, each in its email's partition. Those
+// that one request led to, and that lie in one partition, share messages: all of a
+// message's are recorded or none. It returns when all are on disk. After an error
+// any of them may or may not be recorded, and none may be promised to anybody.
 func (s *Store) Accept(ctx context.Context, commits []Commit) ([][]domain.Recorded, error) {
 	if len(commits) == 0 {
 		return nil, nil
 	}
-	msgs := make([]*nats.Msg, len(commits))
+	groups, err := s.together(ctx, commits)
+	if err != nil {
+		return nil, err
+	}
 	recorded := make([][]domain.Recorded, len(commits))
-	for i, c := range commits {
-		id, err := uuid.Parse(c.Stream.ID)
-		if err != nil {
-			return nil, fmt.Errorf("eventstore: accept %s: an email's id is a UUID: %w", c.Stream, err)
-		}
-		partition, err := s.place(ctx, id)
-		if err != nil {
+	var written []packed
+	for _, g := range groups {
+		if written, err = s.messages(written, g.subject, commits, g.places, recorded); err != nil {
 			return nil, err
 		}
-		msg, one, err := s.encode(mailSubject(partition, c.Stream.Account), c)
-		if err != nil {
-			return nil, err
-		}
-		msgs[i], recorded[i] = msg, one[0]
+	}
+	msgs := make([]*nats.Msg, len(written))
+	for i, m := range written {
+		msgs[i] = m.msg
 	}
 	begun := time.Now()
-	out := s.publish(ctx, true, msgs...)
-	err := s.settle(ctx, commits, recorded, out)
+	err = s.settle(ctx, written, recorded, s.publish(ctx, true, msgs...))
 	s.appended(mail, begun, err, recorded...)
 	if err != nil {
 		return nil, fmt.Errorf("eventstore: accept %d emails: %w", len(commits), err)
@@ -111,34 +111,118 @@ func (s *Store) Accept(ctx context.Context, commits []Commit) ([][]domain.Record
 	return recorded, nil
 }
 
+// group is the commits that belong into messages on one subject, by their places.
+type group struct {
+	subject string
+	places  []int
+}
+
+// together groups the commits of emails by subject and request, in their order.
+func (s *Store) together(ctx context.Context, commits []Commit) ([]*group, error) {
+	type part struct {
+		subject string
+		request uuid.UUID
+	}
+	var groups []*group
+	known := map[part]*group{}
+	commands := make(map[uuid.UUID]bool, len(commits))
+	for i, c := range commits {
+		id, err := uuid.Parse(c.Stream.ID)
+		if err != nil {
+			return nil, fmt.Errorf("eventstore: accept %s: an email's id is a UUID: %w", c.Stream, err)
+		}
+		if commands[c.By.Command] {
+			return nil, fmt.Errorf("eventstore: accept %s: its command %s is that of another email; each needs its own", c.Stream, c.By.Command)
+		}
+		commands[c.By.Command] = true
+		partition, err := s.place(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		of := part{mailSubject(partition, c.Stream.Account), c.By.Correlation}
+		g := known[of]
+		if g == nil || of.request == uuid.Nil {
+			g = &group{subject: of.subject}
+			known[of], groups = g, append(groups, g)
+		}
+		g.places = append(g.places, i)
+	}
+	return groups, nil
+}
+
+// packed is a message that is to be published, and the places of the commits in it.
+type packed struct {
+	msg    *nats.Msg
+	places []int
+}
+
+// maxTogether bounds a message of several commits, in bytes.
+const maxTogether = 256 << 10
+
+// messages encodes commits into as few messages as they fit in.
+func (s *Store) messages(to []packed, subject string, commits []Commit, places []int, recorded [][]domain.Recorded) ([]packed, error) {
+	chosen := make([]Commit, len(places))
+	for n, i := range places {
+		chosen[n] = commits[i]
+	}
+	msg, said, err := s.encode(subject, chosen...)
+	if err != nil {
+		return nil, err
+	}
+	if len(msg.Data) > maxTogether && len(places) > 1 {
+		half := len(places) / 2
+		if to, err = s.messages(to, subject, commits, places[:half], recorded); err != nil {
+			return nil, err
+		}
+		return s.messages(to, subject, commits, places[half:], recorded)
+	}
+	s.recent.keep(msg.Data, slices.Concat(said...))
+	for n, i := range places {
+		recorded[i] = said[n]
+	}
+	return append(to, packed{msg, places}), nil
+}
+
 // settle places what was recorded. The server answers a message whose id it
-// knows with the earlier message's place; that must then be the same commit.
-func (s *Store) settle(ctx context.Context, commits []Commit, recorded [][]domain.Recorded, out []published) error {
+// knows with the earlier message's place; that must then hold the same commits.
+func (s *Store) settle(ctx context.Context, written []packed, recorded [][]domain.Recorded, out []published) error {
 	var failed error
-	for i, p := range out {
+	for n, p := range out {
 		switch {
 		case p.err != nil:
 			// A fence outranks an outage: it tells the owner to stop.
 			if failed == nil || errors.Is(p.err, ErrConflict) {
 				failed = p.err
 			}
-			continue
 		case p.duplicate:
-			held, err := s.Read(ctx, p.stream, p.seq)
-			if err != nil || held.Err != nil {
-				failed = errors.Join(failed, err, held.Err)
-				continue
-			}
-			if held.Events[0].Stream != commits[i].Stream {
-				failed = fmt.Errorf("the command %s was recorded for %s and cannot be recorded for %s", commits[i].By.Command, held.Events[0].Stream, commits[i].Stream)
-				continue
-			}
-			recorded[i] = held.Events
+			failed = errors.Join(failed, s.settleTwin(ctx, written[n].places, recorded, p))
 		default:
-			place(recorded[i], p.stream, p.seq)
+			for _, i := range written[n].places {
+				place(recorded[i], p.stream, p.seq)
+			}
 		}
 	}
 	return failed
+}
+
+// settleTwin finds the commits of a message that was recorded before.
+func (s *Store) settleTwin(ctx context.Context, places []int, recorded [][]domain.Recorded, p published) error {
+	held, err := s.Read(ctx, p.stream, p.seq)
+	if err == nil {
+		err = held.Err
+	}
+	if err != nil {
+		return err
+	}
+	for _, i := range places {
+		of, command := recorded[i][0].Stream, recorded[i][0].By.Command
+		events := held.Of(of)
+		if len(events) == 0 {
+			return fmt.Errorf("the command %s was recorded for %s and cannot be recorded for %s", command, held.Events[0].Stream, of)
+		}
+		recorded[i] = events
+	}
+	return nil
 }
 
 // Record puts facts about reads or refusals on ACCESS or ASKED, all in one
@@ -153,6 +237,7 @@ func (s *Store) Record(ctx context.Context, log, account string, commits []Commi
 	if err != nil {
 		return err
 	}
+	s.recent.keep(msg.Data, slices.Concat(recorded...))
 	begun := time.Now()
 	p := s.publish(ctx, wait, msg)[0]
 	s.appended(log, begun, p.err, recorded...)

@@ -55,8 +55,12 @@ func (s *Store) Follow(ctx context.Context, f Following, apply func(context.Cont
 	return nil
 }
 
-// maxAhead bounds the bytes of content that are read ahead.
-const maxAhead = 16 << 20
+// What is read ahead is bounded by its bytes as well, and so is what is handed over
+// at once: one entry may hold a hundred emails, or be large content.
+const (
+	maxAhead      = 16 << 20
+	maxBatchBytes = 8 << 20
+)
 
 // followStream is Follow in what the server holds. It returns the last sequence
 // that was handed over, and errTrimmed if what comes next has left the stream.
@@ -74,11 +78,7 @@ func (s *Store) followStream(ctx context.Context, f Following, apply func(contex
 	if err != nil {
 		return last, fmt.Errorf("%w: follow %s: %w", ErrUnavailable, f.Log, err)
 	}
-	pull := jetstream.PullMessagesOpt(jetstream.PullMaxMessages(max(f.MaxBatch, 500)))
-	if f.Log == Content {
-		pull = jetstream.PullMaxMessagesWithBytesLimit(500, maxAhead)
-	}
-	messages, err := consumer.Messages(pull)
+	messages, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(max(f.MaxBatch, 500), maxAhead))
 	if err != nil {
 		return last, fmt.Errorf("%w: follow %s: %w", ErrUnavailable, f.Log, err)
 	}
@@ -189,7 +189,7 @@ func gather(ctx context.Context, f Following, arrived <-chan jetstream.Msg) ([]j
 		defer timer.Stop()
 		linger = timer.C
 	}
-	for len(batch) < f.MaxBatch {
+	for bytes := len(batch[0].Data()); len(batch) < f.MaxBatch && bytes < maxBatchBytes; bytes += len(batch[len(batch)-1].Data()) {
 		select {
 		case msg := <-arrived:
 			batch = append(batch, msg)

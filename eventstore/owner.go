@@ -104,15 +104,17 @@ func (o *Owner) AppendWithin(ctx context.Context, within time.Duration, commits 
 	o.mu.RLock()
 	defer o.mu.RUnlock()
 	msgs := make([]*nats.Msg, len(commits))
+	written := make([]packed, len(commits))
 	recorded := make([][]domain.Recorded, len(commits))
 	for i, c := range commits {
 		msg, one, err := s.encode(mailSubject(o.partition, c.Stream.Account), c)
 		if err != nil {
 			return nil, err
 		}
+		s.recent.keep(msg.Data, one[0])
 		msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(o.claim, 10)}
 		msg.Header[jetstream.ExpectedLastSubjSeqSubjHeader] = []string{ownerSubject(o.partition)}
-		msgs[i], recorded[i] = msg, one[0]
+		msgs[i], written[i], recorded[i] = msg, packed{msg, []int{i}}, one[0]
 	}
 	begun := time.Now()
 	var out []published
@@ -122,7 +124,7 @@ func (o *Owner) AppendWithin(ctx context.Context, within time.Duration, commits 
 	} else {
 		out = o.oneByOne(ctx, msgs)
 	}
-	err := s.settle(ctx, commits, recorded, out)
+	err := s.settle(ctx, written, recorded, out)
 	s.appended(mail, begun, err, recorded...)
 	if errors.Is(err, ErrConflict) {
 		return nil, fmt.Errorf("eventstore: append to partition %d under claim %d: %w", o.partition, o.claim, ErrFenced)

@@ -27,6 +27,31 @@ type Entry struct {
 	Header  []byte            // in its canonical form, where Undecoded was asked for
 }
 
+// Of is the events of one aggregate among an entry's.
+func (e Entry) Of(of domain.Stream) []domain.Recorded {
+	for _, commit := range e.Commits() {
+		if commit[0].Stream == of {
+			return commit
+		}
+	}
+	return nil
+}
+
+// Commits are an entry's events, those of each aggregate by themselves. An aggregate
+// has one commit in an entry.
+func (e Entry) Commits() [][]domain.Recorded {
+	var commits [][]domain.Recorded
+	for from := 0; from < len(e.Events); {
+		to := from + 1
+		for to < len(e.Events) && e.Events[to].Stream == e.Events[from].Stream {
+			to++
+		}
+		commits = append(commits, e.Events[from:to:to])
+		from = to
+	}
+	return commits
+}
+
 // Read returns the entry at a sequence of a log, or ErrNoEntry.
 func (s *Store) Read(ctx context.Context, log string, seq uint64) (Entry, error) {
 	e, err := s.fromStream(ctx, log, seq)
@@ -168,9 +193,9 @@ func (s *Store) History(ctx context.Context, of domain.Stream) ([]domain.Recorde
 	return s.backFrom(ctx, tail, of)
 }
 
-// Chain is every event of the email whose last commit has the sequence last, in
-// order.
-func (s *Store) Chain(ctx context.Context, log string, last uint64) ([]domain.Recorded, error) {
+// Chain is every event of an email whose last commit has the sequence last, in
+// order. It is ErrNoEntry if what lies there is none of the email's.
+func (s *Store) Chain(ctx context.Context, log string, last uint64, id string) ([]domain.Recorded, error) {
 	tail, err := s.Read(ctx, log, last)
 	if err != nil {
 		return nil, err
@@ -178,10 +203,12 @@ func (s *Store) Chain(ctx context.Context, log string, last uint64) ([]domain.Re
 	if tail.Err != nil {
 		return nil, tail.Err
 	}
-	if len(tail.Events) == 0 {
-		return nil, fmt.Errorf("eventstore: %s %d is a claim and belongs to no email: %w", log, last, ErrNoEntry)
+	for _, commit := range tail.Commits() {
+		if commit[0].Stream.ID == id {
+			return s.backFrom(ctx, tail, commit[0].Stream)
+		}
 	}
-	return s.backFrom(ctx, tail, tail.Events[0].Stream)
+	return nil, fmt.Errorf("eventstore: %s %d is no commit of the email %s: %w", log, last, id, ErrNoEntry)
 }
 
 // backFrom follows an aggregate's commits from its last to its first.
@@ -191,11 +218,12 @@ func (s *Store) backFrom(ctx context.Context, tail Entry, of domain.Stream) ([]d
 		if e.Err != nil {
 			return nil, e.Err
 		}
-		if len(e.Events) == 0 || e.Events[0].Stream != of {
+		commit := e.Of(of)
+		if len(commit) == 0 {
 			return nil, fmt.Errorf("eventstore: the history of %s is broken: %s %d belongs to something else", of, e.Log, e.Seq)
 		}
-		commits = append(commits, e.Events)
-		prev := e.Events[0].Prev
+		commits = append(commits, commit)
+		prev := commit[0].Prev
 		if prev == 0 {
 			break
 		}

@@ -16,10 +16,10 @@ import (
 type recent struct {
 	seed maphash.Seed
 
-	mu   sync.Mutex
-	held map[uint64]written // by the body's hash
-	ring [maxRecent]uint64
-	next int
+	mu    sync.Mutex
+	held  map[uint64]written // by the body's hash
+	order []uint64           // of the hashes, oldest first
+	bytes int                // of the bodies
 }
 
 type written struct {
@@ -27,11 +27,12 @@ type written struct {
 	events []domain.Recorded
 }
 
-// maxRecent bounds what is kept, to about 10 MB of mails.
-const maxRecent = 4096
+// maxRecent bounds the bodies that are kept, in bytes: some thousands of mails. What
+// they say takes about as much.
+const maxRecent = 6 << 20
 
 func newRecent() *recent {
-	return &recent{seed: maphash.MakeSeed(), held: make(map[uint64]written, maxRecent)}
+	return &recent{seed: maphash.MakeSeed(), held: map[uint64]written{}}
 }
 
 // keep takes what a body says. Neither may change any more. Text that was not
@@ -43,10 +44,15 @@ func (r *recent) keep(body []byte, events []domain.Recorded) {
 	sum := maphash.Bytes(r.seed, body)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.held, r.ring[r.next])
-	r.ring[r.next] = sum
-	r.next = (r.next + 1) % maxRecent
+	if _, again := r.held[sum]; again {
+		return
+	}
 	r.held[sum] = written{body, events}
+	r.order = append(r.order, sum)
+	for r.bytes += len(body); r.bytes > maxRecent; r.order = r.order[1:] {
+		r.bytes -= len(r.held[r.order[0]].body)
+		delete(r.held, r.order[0])
+	}
 }
 
 // find returns what the body at pos says, or nil if it is not one of those kept.

@@ -1,6 +1,7 @@
 package eventstore
 
 import (
+	"fmt"
 	"reflect"
 	"slices"
 	"testing"
@@ -15,6 +16,7 @@ func TestRecentBodiesSayWhatReadingThemSays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.recent.keep(msg.Data, recorded[0])
 	pos := domain.Position{Log: Ledger, Seq: 7}
 	read, err := s.decodeBody(pos, msg.Data)
 	if err != nil {
@@ -38,10 +40,11 @@ func TestRecentLeavesOutWhatIsNotText(t *testing.T) {
 	s := open(t)
 	c := issued(domain.Stream{Account: "acc_1", Kind: "apikey", ID: "key_1"})
 	c.By.Reason = "broken \xff"
-	msg, _, err := s.encode("ledger.x", c)
+	msg, recorded, err := s.encode("ledger.x", c)
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.recent.keep(msg.Data, recorded[0])
 	if s.recent.find(domain.Position{}, msg.Data) != nil {
 		t.Error("it is remembered")
 	}
@@ -49,13 +52,22 @@ func TestRecentLeavesOutWhatIsNotText(t *testing.T) {
 
 func TestRecentIsBounded(t *testing.T) {
 	r := newRecent()
-	for i := range 2 * maxRecent {
-		r.keep([]byte{byte(i), byte(i >> 8), byte(i >> 16)}, make([]domain.Recorded, 1))
+	body := func(i int) []byte { return fmt.Appendf(make([]byte, 0, 2<<10), "%2048d", i) }
+	for i := range 2 * maxRecent / len(body(0)) {
+		r.keep(body(i), make([]domain.Recorded, 1))
+		r.keep(body(i), make([]domain.Recorded, 1)) // again, which changes nothing
 	}
-	if len(r.held) != maxRecent {
-		t.Errorf("%d bodies are held", len(r.held))
+	total := 0
+	for _, w := range r.held {
+		total += len(w.body)
 	}
-	if r.find(domain.Position{}, []byte{0, 0, 0}) != nil {
+	if total != r.bytes || total > maxRecent || total < maxRecent-len(body(0)) || len(r.order) != len(r.held) {
+		t.Errorf("%d bodies of %d bytes are held, and %d are counted", len(r.held), total, r.bytes)
+	}
+	if r.find(domain.Position{}, body(0)) != nil {
 		t.Error("the first body is held")
+	}
+	if r.keep(make([]byte, maxRecent+1), make([]domain.Recorded, 1)); len(r.held) > 0 || r.bytes != 0 {
+		t.Errorf("after one that is too large, %d bodies of %d bytes are held", len(r.held), r.bytes)
 	}
 }

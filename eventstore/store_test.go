@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -216,7 +217,7 @@ func TestAccept(t *testing.T) {
 			t.Errorf("email %s lies in %s, want %s", c.Stream.ID, events[0].Log, want)
 		}
 		used[events[0].Log] = true
-		if got := must(s.Chain(ctx, events[0].Log, events[0].Seq))(t); !reflect.DeepEqual(got, events) {
+		if got := must(s.Chain(ctx, events[0].Log, events[0].Seq, c.Stream.ID))(t); !reflect.DeepEqual(got, events) {
 			t.Errorf("the email reads\n%+v\nwant\n%+v", got, events)
 		}
 	}
@@ -238,6 +239,10 @@ func TestAccept(t *testing.T) {
 	// One command for two emails: one of them would vanish.
 	a, b := accepted(emailIn(s, 0)), accepted(emailIn(s, 0))
 	b.By = a.By
+	must(s.Accept(ctx, []Commit{a}))(t)
+	if got, err := s.Accept(ctx, []Commit{b}); err == nil || got != nil {
+		t.Errorf("a second email of one command: %+v, %v", got, err)
+	}
 	if got, err := s.Accept(ctx, []Commit{a, b}); err == nil || got != nil {
 		t.Errorf("two emails of one command: %+v, %v", got, err)
 	}
@@ -246,6 +251,69 @@ func TestAccept(t *testing.T) {
 	}
 	if got, err := s.Accept(ctx, nil); err != nil || len(got) != 0 {
 		t.Errorf("nothing: %v, %v", got, err)
+	}
+}
+
+// What one request leads to shares messages, as far as they go; each email is found
+// in them by itself, and a request that is repeated sends nothing twice.
+func TestAcceptTogether(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	ctx := t.Context()
+	request := uuid.New()
+	commits := make([]Commit, 60)
+	for i := range commits {
+		commits[i] = accepted(emailIn(s, i%2))
+		commits[i].By.Correlation = request
+		if i%7 == 0 {
+			commits[i].Events = append(commits[i].Events, email.Scheduled{Due: at, Expires: at})
+		}
+	}
+	alone := accepted(emailIn(s, 0)) // of another request
+	alone.By.Correlation = uuid.New()
+	recorded := must(s.Accept(ctx, append(slices.Clone(commits), alone)))(t)
+	entries := func(partition int) uint64 { return must(s.Stats(ctx, MailLog(partition)))(t).Entries }
+	if entries(0) != 2 || entries(1) != 1 {
+		t.Errorf("60 emails of one request and one of another are %d and %d entries", entries(0), entries(1))
+	}
+	owner := must(s.Own(ctx, 0, "first"))(t)
+	for i, c := range commits {
+		first := recorded[i]
+		if len(first) != len(c.Events) || first[0].Stream != c.Stream {
+			t.Fatalf("commit %d: recorded %+v", i, first)
+		}
+		if got := must(s.Chain(ctx, first[0].Log, first[0].Seq, c.Stream.ID))(t); !reflect.DeepEqual(got, first) {
+			t.Errorf("the email reads\n%+v\nwant\n%+v", got, first)
+		}
+		if i%2 > 0 {
+			continue
+		}
+		// What follows leads back to its own part of the entry.
+		next := must(owner.Append(ctx, attempted(c.Stream, first[0].Seq, 1)))(t)[0]
+		if got := must(s.Chain(ctx, next[0].Log, next[0].Seq, c.Stream.ID))(t); !reflect.DeepEqual(got, append(slices.Clone(first), next...)) {
+			t.Errorf("with what followed it reads\n%+v", got)
+		}
+	}
+	if _, err := s.Chain(ctx, MailLog(0), recorded[0][0].Seq, alone.Stream.ID); !errors.Is(err, ErrNoEntry) {
+		t.Errorf("an email that lies elsewhere: %v", err)
+	}
+	before := entries(0) + entries(1)
+	if again := must(s.Accept(ctx, commits))(t); !reflect.DeepEqual(again, recorded[:len(commits)]) || entries(0)+entries(1) != before {
+		t.Errorf("accepted again, they lie at\n%+v", again)
+	}
+
+	// Large ones take more messages, each of which the server takes in.
+	for i := range commits {
+		commits[i] = accepted(emailIn(s, 1))
+		commits[i].By.Correlation = request
+		e := commits[i].Events[0].(email.Accepted)
+		e.Envelope = make([]byte, 60<<10)
+		commits[i].Events[0] = e
+	}
+	was := entries(1)
+	must(s.Accept(ctx, commits))(t)
+	if more := entries(1) - was; more < 15 || more > 30 {
+		t.Errorf("60 large emails are %d entries", more)
 	}
 }
 
@@ -295,7 +363,7 @@ func TestOwnerAndChain(t *testing.T) {
 	}
 	third := must(owner.Append(ctx, attempted(of, second[0][0].Seq, 2)))(t)
 
-	got := must(s.Chain(ctx, log, third[0][0].Seq))(t)
+	got := must(s.Chain(ctx, log, third[0][0].Seq, of.ID))(t)
 	var kinds []string
 	for _, r := range got {
 		if r.Stream != of {
@@ -306,16 +374,16 @@ func TestOwnerAndChain(t *testing.T) {
 	if want := []string{"email.accepted", "email.attempted", "email.attempted"}; !reflect.DeepEqual(kinds, want) {
 		t.Errorf("the chain is %v, want %v", kinds, want)
 	}
-	if _, err := s.Chain(ctx, log, owner.Seq()); !errors.Is(err, ErrNoEntry) {
+	if _, err := s.Chain(ctx, log, owner.Seq(), of.ID); !errors.Is(err, ErrNoEntry) {
 		t.Errorf("the chain of a claim: %v, want ErrNoEntry", err)
 	}
-	if _, err := s.Chain(ctx, log, 1<<40); !errors.Is(err, ErrNoEntry) {
+	if _, err := s.Chain(ctx, log, 1<<40, of.ID); !errors.Is(err, ErrNoEntry) {
 		t.Errorf("the chain of nothing: %v, want ErrNoEntry", err)
 	}
 	// A chain that leads into another email is broken, and says so rather than
 	// mixing the two.
 	broken := must(owner.Append(ctx, attempted(of, second[1][0].Seq, 3)))(t)
-	if _, err := s.Chain(ctx, log, broken[0][0].Seq); err == nil || !strings.Contains(err.Error(), "broken") {
+	if _, err := s.Chain(ctx, log, broken[0][0].Seq, of.ID); err == nil || !strings.Contains(err.Error(), "broken") {
 		t.Errorf("a broken chain was read: %v", err)
 	}
 }
@@ -682,7 +750,7 @@ func TestExternalServer(t *testing.T) {
 	seq := must(s.Accept(ctx, []Commit{accepted(mail)}))(t)[0][0].Seq
 	o := must(s.Own(ctx, 0, "first"))(t)
 	last := must(o.Append(ctx, attempted(mail, seq, 1), attempted(mail, seq+2, 2)))(t)[1][0].Seq
-	if got := must(s.Chain(ctx, MailLog(0), last))(t); len(got) != 3 {
+	if got := must(s.Chain(ctx, MailLog(0), last, mail.ID))(t); len(got) != 3 {
 		t.Errorf("the chain has %d events, want 3", len(got))
 	}
 	must(host.Own(ctx, 0, "second"))(t)

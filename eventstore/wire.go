@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -80,7 +79,6 @@ func (s *Store) encode(subject string, commits ...Commit) (*nats.Msg, [][]domain
 	if index == 0 {
 		return nil, nil, errors.New("eventstore: there is nothing to record")
 	}
-	s.recent.keep(msg.Data, slices.Concat(recorded...))
 	first := recorded[0][0]
 	msg.Header[nats.MsgIdHdr] = []string{first.ID.String()}
 	msg.Header[HeaderID] = []string{first.Stream.ID}

@@ -277,7 +277,7 @@ func (r *Replay) emailChange(ctx context.Context, a, b *State, now Email, was *e
 	if err != nil {
 		return Change{}, fmt.Errorf("forensics: compare emails: %w", err)
 	}
-	history, err := r.store.Chain(ctx, now.Log, now.LastSeq)
+	history, err := r.store.Chain(ctx, now.Log, now.LastSeq, now.ID.String())
 	if err != nil {
 		return Change{}, fmt.Errorf("forensics: read the history of the email %s: %w", now.ID, err)
 	}

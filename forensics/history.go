@@ -104,7 +104,7 @@ func (r *Replay) Email(ctx context.Context, p Point, id uuid.UUID) (History, err
 		return History{}, fmt.Errorf("forensics: replay %s: %w", log, err)
 	}
 	last := said.of(of.Account).emails.row(id).seq
-	all, err := r.store.Chain(ctx, log, last)
+	all, err := r.store.Chain(ctx, log, last, id.String())
 	if err != nil {
 		return History{}, fmt.Errorf("forensics: read the history of the email %s: %w", id, err)
 	}
@@ -129,9 +129,11 @@ func (r *Replay) accepted(ctx context.Context, log string, p Point, id uuid.UUID
 	}
 	for _, part := range [][2]uint64{{begin, last}, {from, min(begin, last)}} {
 		err := r.read(ctx, log, part[0], part[1], "", func(e eventstore.Entry) error {
-			if len(e.Events) > 0 && e.Events[0].Stream.ID == id.String() {
-				of = e.Events[0].Stream
-				return errFound
+			for _, rec := range e.Events[:min(p.eventsOf(e), len(e.Events))] {
+				if rec.Stream.ID == id.String() {
+					of = rec.Stream
+					return errFound
+				}
 			}
 			return nil
 		})

@@ -102,7 +102,7 @@ func (c *Console) email(ctx context.Context, v *visit) (view, error) {
 	if err != nil {
 		return view{}, err
 	}
-	history, err := c.Store.Chain(ctx, row.Log, row.LastSeq)
+	history, err := c.Store.Chain(ctx, row.Log, row.LastSeq, row.ID)
 	if err != nil {
 		return view{}, err
 	}

@@ -134,7 +134,7 @@ func (p *partition) remember(ctx context.Context, m *mail, state email.State) er
 	m.mu.Lock()
 	last := m.last
 	m.mu.Unlock()
-	history, err := p.d.Store.Chain(ctx, p.name, last)
+	history, err := p.d.Store.Chain(ctx, p.name, last, m.id.String())
 	if err != nil {
 		return err
 	}

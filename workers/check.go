@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/email"
 	"postbook.dev/postbook/eventstore"
 )
@@ -84,20 +85,23 @@ func (c *check) entry(e eventstore.Entry) {
 		c.problem("", "%s %d cannot be read: %v", e.Log, e.Seq, e.Err)
 		return
 	}
-	if len(e.Events) == 0 {
-		return // a claim to the partition
+	for _, commit := range e.Commits() { // a claim to the partition has none
+		c.commit(commit)
 	}
-	first := e.Events[0]
+}
+
+func (c *check) commit(events []domain.Recorded) {
+	first := events[0]
 	id, err := uuid.Parse(first.Stream.ID)
 	if err != nil {
-		c.problem(first.Stream.ID, "%s %d is about something that is no email", e.Log, e.Seq)
+		c.problem(first.Stream.ID, "%s %d is about something that is no email", first.Log, first.Seq)
 		return
 	}
 	m := c.open[id]
 	if _, accepted := first.Event.(email.Accepted); accepted {
 		c.found.Emails++
 		if m != nil || c.final[short(id)] {
-			c.problem(first.Stream.ID, "it was accepted twice, the second time at %s %d", e.Log, e.Seq)
+			c.problem(first.Stream.ID, "it was accepted twice, the second time at %s %d", first.Log, first.Seq)
 			return
 		}
 		m = &checked{}
@@ -105,18 +109,18 @@ func (c *check) entry(e eventstore.Entry) {
 	}
 	switch {
 	case m == nil && c.final[short(id)]:
-		c.problem(first.Stream.ID, "something happened after its end, at %s %d: %s", e.Log, e.Seq, first.Type)
+		c.problem(first.Stream.ID, "something happened after its end, at %s %d: %s", first.Log, first.Seq, first.Type)
 		return
 	case m == nil:
-		c.problem(first.Stream.ID, "it was never accepted, and has %s at %s %d", first.Type, e.Log, e.Seq)
+		c.problem(first.Stream.ID, "it was never accepted, and has %s at %s %d", first.Type, first.Log, first.Seq)
 		return
 	case first.Prev != m.last:
-		c.problem(first.Stream.ID, "%s %d follows %d, and the last before it is %d", e.Log, e.Seq, first.Prev, m.last)
+		c.problem(first.Stream.ID, "%s %d follows %d, and the last before it is %d", first.Log, first.Seq, first.Prev, m.last)
 	}
-	for _, rec := range e.Events {
+	for _, rec := range events {
 		event, ok := rec.Event.(email.Event)
 		if !ok {
-			c.problem(first.Stream.ID, "%s at %s %d is no event of an email", rec.Type, e.Log, e.Seq)
+			c.problem(first.Stream.ID, "%s at %s %d is no event of an email", rec.Type, first.Log, first.Seq)
 			continue
 		}
 		if _, unresolved := event.(email.Unresolved); unresolved {
@@ -125,7 +129,7 @@ func (c *check) entry(e eventstore.Entry) {
 		c.ends(first.Stream.ID, m, event)
 		m.state = email.Decider.Evolve(m.state, event)
 	}
-	m.last = e.Seq
+	m.last = first.Seq
 	if m.state.Final() {
 		c.found.Final++
 		c.final[short(id)] = true

@@ -126,7 +126,7 @@ func (p *partition) replan(m *mail) {
 func (p *partition) decideFinal(ctx context.Context, ask email.DeskRequest, id uuid.UUID, c email.Command) (email.DeskAnswer, error) {
 	m := &mail{id: id, account: ask.Account}
 	if ask.Last > 0 {
-		history, err := p.d.Store.Chain(ctx, p.name, ask.Last)
+		history, err := p.d.Store.Chain(ctx, p.name, ask.Last, id.String())
 		if err != nil {
 			return email.DeskAnswer{}, err
 		}

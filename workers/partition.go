@@ -223,8 +223,8 @@ func (p *partition) foldAll(entries []eventstore.Entry) error {
 		if e.Err != nil {
 			return fmt.Errorf("an entry cannot be read, and with it an email might be lost: %w", e.Err)
 		}
-		if len(e.Events) > 0 {
-			if err := p.foldOne(e); err != nil {
+		for _, commit := range e.Commits() {
+			if err := p.foldOne(commit); err != nil {
 				return err
 			}
 		}
@@ -234,30 +234,39 @@ func (p *partition) foldAll(entries []eventstore.Entry) error {
 }
 
 // foldOne folds a commit of one email.
-func (p *partition) foldOne(e eventstore.Entry) error {
-	of := e.Events[0].Stream
-	id, err := uuid.Parse(of.ID)
+func (p *partition) foldOne(commit []domain.Recorded) error {
+	first := commit[0]
+	id, err := emailOf(first)
 	if err != nil {
-		return fmt.Errorf("%s %d: %q is no email's id: %w", e.Log, e.Seq, of.ID, err)
+		return err
 	}
 	m := p.open[id]
 	switch {
 	case m == nil:
-		if _, begins := e.Events[0].Event.(email.Accepted); !begins {
+		if _, begins := first.Event.(email.Accepted); !begins {
 			return nil // of an email that is final
 		}
-		m = &mail{id: id, account: of.Account, place: -1}
+		m = &mail{id: id, account: first.Stream.Account, place: -1}
 		p.open[id] = m
-	case m.last >= e.Seq:
+	case m.last >= first.Seq:
 		return nil // the snapshot knew
 	}
-	for _, rec := range e.Events {
+	for _, rec := range commit {
 		m.fold(rec)
 	}
 	if m.state.Final() {
 		delete(p.open, id)
 	}
 	return nil
+}
+
+// emailOf is the id of the email that an event is about.
+func emailOf(rec domain.Recorded) (uuid.UUID, error) {
+	id, err := uuid.Parse(rec.Stream.ID)
+	if err != nil {
+		err = fmt.Errorf("%s %d: %q is no email's id: %w", rec.Log, rec.Seq, rec.Stream.ID, err)
+	}
+	return id, err
 }
 
 // settleOrphans ends the attempts that an earlier owner began and did not end:
@@ -310,30 +319,37 @@ func (p *partition) follow(ctx context.Context) error {
 				return fmt.Errorf("%s %d is another claim: %w", e.Log, e.Seq, eventstore.ErrFenced)
 			}
 			p.seq = e.Seq
-			if len(e.Events) == 0 || e.Events[0].Prev != 0 {
-				continue
+			for _, commit := range e.Commits() {
+				if err := p.learn(commit); err != nil {
+					return err
+				}
 			}
-			id, err := uuid.Parse(e.Events[0].Stream.ID)
-			if err != nil {
-				return fmt.Errorf("%s %d: %q is no email's id: %w", e.Log, e.Seq, e.Events[0].Stream.ID, err)
-			}
-			if p.open[id] != nil {
-				continue
-			}
-			m := &mail{id: id, account: e.Events[0].Stream.Account, place: -1}
-			for _, rec := range e.Events {
-				m.fold(rec)
-			}
-			p.open[id] = m
-			if len(p.open) > keepAccepted {
-				m.accepted = nil // the log has it
-			}
-			p.plan(m)
 		}
 		p.announce()
 		p.wake()
 		return nil
 	})
+}
+
+// learn takes in an email that was accepted.
+func (p *partition) learn(commit []domain.Recorded) error {
+	if commit[0].Prev != 0 {
+		return nil
+	}
+	id, err := emailOf(commit[0])
+	if err != nil || p.open[id] != nil {
+		return err
+	}
+	m := &mail{id: id, account: commit[0].Stream.Account, place: -1}
+	for _, rec := range commit {
+		m.fold(rec)
+	}
+	p.open[id] = m
+	if len(p.open) > keepAccepted {
+		m.accepted = nil // the log has it
+	}
+	p.plan(m)
+	return nil
 }
 
 // announce tells those who wait for a change that there was one. The caller holds

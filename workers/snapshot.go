@@ -85,14 +85,11 @@ func (p *partition) readSnapshot(ctx context.Context) (uint64, error) {
 		return 0, fmt.Errorf("%w: it is of another log", errSnapshot)
 	}
 	for _, o := range s.open {
-		history, err := p.d.Store.Chain(ctx, p.name, o.last)
+		history, err := p.d.Store.Chain(ctx, p.name, o.last, o.id.String())
 		if err != nil {
 			return 0, err
 		}
 		m := &mail{id: o.id, account: history[0].Stream.Account, place: -1}
-		if history[0].Stream.ID != o.id.String() {
-			return 0, fmt.Errorf("%w: %s %d is not of %s", errSnapshot, p.name, o.last, o.id)
-		}
 		for _, rec := range history {
 			m.fold(rec)
 		}

@@ -217,8 +217,10 @@ func emailHistory(ctx context.Context, store *eventstore.Store, id uuid.UUID) ([
 	var history []domain.Recorded
 	err = store.Follow(ctx, eventstore.Following{Log: log, After: after, StopAt: head}, func(_ context.Context, entries []eventstore.Entry) error {
 		for _, e := range entries {
-			if len(e.Events) > 0 && e.Events[0].Stream.ID == id.String() {
-				history = append(history, e.Events...)
+			for _, rec := range e.Events {
+				if rec.Stream.ID == id.String() {
+					history = append(history, rec)
+				}
 			}
 		}
 		return nil
