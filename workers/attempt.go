@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/k3a/html2text"
 	"golang.org/x/sync/errgroup"
 
 	"postbook.dev/postbook/delivery"
@@ -247,7 +246,7 @@ func compose(env email.Envelope, content email.Content) (delivery.Message, error
 		Subject: env.Subject, HTML: content.HTML, Text: content.Text,
 	}
 	if m.Text == "" && m.HTML != "" && !content.NoText {
-		m.Text = html2text.HTML2TextWithOptions(m.HTML, html2text.WithUnixLineBreaks())
+		m.Text = delivery.PlainText(m.HTML)
 	}
 	names := make([]string, 0, len(env.Headers))
 	for name := range env.Headers {
