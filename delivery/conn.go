@@ -50,6 +50,7 @@ type conn struct {
 	host, ip string
 	tls      string            // version and cipher suite
 	proven   bool              // by a certificate for the host's name
+	fallen   bool              // back to the clear, from TLS that did not work
 	extended map[string]string // keyword in upper case to its parameters
 	sent     int               // transactions that were begun
 	idle     time.Time

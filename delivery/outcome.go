@@ -64,12 +64,20 @@ func verdict(phase string, r reply) (Outcome, Bounce) {
 	switch {
 	case r.code/100 != 5:
 		return Deferred, Bounce{"Transient", kind.SubType}
+	case phase != PhaseDot && aboutSession(r):
+		return Deferred, Bounce{"Transient", "General"}
 	case r.code == 552 && (kind.SubType == "MailboxFull" || strings.HasPrefix(text, "4.")),
 		r.enhanced == "5.5.3" || strings.Contains(text, "too many recipients"),
 		strings.Contains(text, "greylist"), strings.Contains(text, "graylist"):
 		return Deferred, Bounce{"Transient", kind.SubType}
 	}
 	return Bounced, kind
+}
+
+// aboutSession reports whether a refusal asks for TLS or a password (RFC 4954, 6; RFC 3207,
+// 4; RFC 7504): it says how to come, and nothing of the recipient.
+func aboutSession(r reply) bool {
+	return r.code == 530 || r.code == 523 || r.code == 534 || r.code == 538 || r.enhanced == "5.7.10" || r.enhanced == "5.7.11"
 }
 
 func bounceOf(r reply, text string) Bounce {

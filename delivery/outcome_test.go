@@ -33,6 +33,13 @@ func TestVerdicts(t *testing.T) {
 		{PhaseDot, "421 4.7.0 try again", Deferred, "Transient", "ContentRejected"},
 		{PhaseMail, "421 closing", Deferred, "Transient", "General"},
 
+		// A refusal of how the session is led says nothing about anybody.
+		{PhaseMail, "530 5.7.0 Must issue a STARTTLS command first", Deferred, "Transient", "General"},
+		{PhaseRcpt, "530 Authentication required", Deferred, "Transient", "General"},
+		{PhaseMail, "523 5.7.10 Encryption needed", Deferred, "Transient", "General"},
+		{PhaseRcpt, "550 5.7.11 Encryption required", Deferred, "Transient", "General"},
+		{PhaseRcpt, "550 5.7.0 Blocked", Bounced, "Permanent", "ContentRejected"},
+
 		// Greylisting, in honest words and with a wrong code.
 		{PhaseRcpt, "450 4.2.0 Greylisted, see http://postgrey.schweikert.ch/", Deferred, "Transient", "General"},
 		{PhaseRcpt, "451 4.7.1 Greylisting in action", Deferred, "Transient", "ContentRejected"},

@@ -182,9 +182,16 @@ func (s *Sender) sendTo(ctx context.Context, h host, env Envelope, message []byt
 		default:
 			_ = c.Close()
 		}
+		result := h.fault(c, f)
+		if c.fallen && f.phase == PhaseMail && f.reply.code/100 == 5 {
+			// It may refuse only because there is no TLS, in whatever words.
+			s.setBroken(h, false)
+			result.Outcome, result.Bounce = Deferred, Bounce{"Transient", "General"}
+			return result, true
+		}
 		// A verdict about the recipient, or a message that may have left, ends it.
 		silent := f.phase == PhaseMail || f.phase == PhaseRcpt || f.phase == PhaseData
-		return h.fault(c, f), silent && (f.err != nil || f.reply.code == 421)
+		return result, silent && (f.err != nil || f.reply.code == 421 || aboutSession(f.reply))
 	}
 }
 
@@ -273,22 +280,35 @@ func (s *Sender) connection(ctx context.Context, h host, pool *hostConns, secure
 		c, f = s.dial(ctx, h, tlsVerified)
 		return c, true, f
 	}
-	want := tlsAny
-	if broken {
-		want = tlsNever
-	}
-	c, f = s.dial(ctx, h, want)
-	if f != nil && f.phase == PhaseTLS && ctx.Err() == nil {
-		// Opportunistic TLS (RFC 7435): better in the clear than not at all.
-		s.mu.Lock()
-		if len(s.broken) > 10_000 {
-			clear(s.broken)
+	if !broken {
+		c, f = s.dial(ctx, h, tlsAny)
+		if f == nil || f.phase != PhaseTLS || ctx.Err() != nil {
+			return c, true, f
 		}
-		s.broken[h.key()] = time.Now().Add(tlsBroken)
-		s.mu.Unlock()
-		c, f = s.dial(ctx, h, tlsNever)
+		if f.reply.code/100 != 4 { // which says that it will work again
+			s.setBroken(h, true)
+		}
+	}
+	// Opportunistic TLS (RFC 7435): better in the clear than not at all.
+	c, f = s.dial(ctx, h, tlsNever)
+	if f == nil {
+		c.fallen = true
 	}
 	return c, true, f
+}
+
+// setBroken notes whether a host's TLS works.
+func (s *Sender) setBroken(h host, broken bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !broken {
+		delete(s.broken, h.key())
+		return
+	}
+	if len(s.broken) > 10_000 {
+		clear(s.broken)
+	}
+	s.broken[h.key()] = time.Now().Add(tlsBroken)
 }
 
 // tlsWish is how a session is to be protected.

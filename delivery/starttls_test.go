@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -106,14 +107,48 @@ func TestBrokenTLSFallsBackToTheClear(t *testing.T) {
 			if got := send(t, s); got.Outcome != Delivered || got.TLS != "" || srv.connections() != 2 {
 				t.Fatalf("%+v over %d connections, heard %q", got, srv.connections(), srv.commands())
 			}
-			// The next message does not try again what does not work.
-			if got := send(t, s); got.Outcome != Delivered || srv.connections() != 3 || srv.count("STARTTLS") != 1 {
+			// The next message does not try again what does not work, but for what may work by then.
+			tried := 1
+			if name == "refused for now" {
+				tried = 2
+			}
+			if got := send(t, s); got.Outcome != Delivered || srv.connections() != 2+tried || srv.count("STARTTLS") != tried {
 				t.Errorf("%+v over %d connections, heard %q", got, srv.connections(), srv.commands())
 			}
 			if srv.count("TLS began") != 0 {
 				t.Error("TLS was begun after the server had spoken too early")
 			}
 		})
+	}
+}
+
+// A server may want TLS and fail at it for a moment, and then again want it: none of
+// that is about the recipient.
+func TestARefusalInTheClearIsNoBounceWhereTLSIsOffered(t *testing.T) {
+	config, _ := certificate(t, "mx.test")
+	for _, refusal := range []string{"530 5.7.0 Must issue a STARTTLS command first", "554 5.7.1 Come in TLS"} {
+		for _, first := range []string{"454 4.7.0 TLS not available", "502 5.5.1 What?"} {
+			var broken atomic.Bool
+			broken.Store(true)
+			in := manners{extensions: "STARTTLS", tls: config, replies: map[string]string{"STARTTLS": first, "MAIL": refusal}}
+			srv := serve(t, "", func(p *peer) {
+				if broken.Load() {
+					in.speak(p)
+				} else {
+					manners{extensions: "STARTTLS", tls: config}.speak(p)
+				}
+			})
+			c := relay(t, "smtp", "", srv.addr)
+			c.MaxMessagesPerConn = 1
+			s := newSender(t, c)
+			if got := send(t, s); got.Outcome != Deferred || got.Phase != PhaseMail || got.Bounce.Type != "Transient" {
+				t.Errorf("%s, %s: %+v", first, refusal, got)
+			}
+			broken.Store(false)
+			if got := send(t, s); got.Outcome != Delivered || got.TLS == "" {
+				t.Errorf("%s, %s, and then it works: %+v", first, refusal, got)
+			}
+		}
 	}
 }
 
