@@ -52,7 +52,7 @@ func (c benchBaseline) Run(ctx context.Context, out output) error {
 // A batch is 100 first events of as many emails: with PostgreSQL in one
 // transaction and one round trip.
 func (b *bench) baseline(ctx context.Context) error {
-	tune()
+	tune(ctx, serverShare)
 	store, err := eventstore.Open(ctx, eventstore.Config{Dir: filepath.Join(b.dir, "baseline", "log"), Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err

@@ -44,7 +44,7 @@ func (c benchLoad) Run(ctx context.Context, cfg Config, out output) error {
 	if err != nil {
 		return err
 	}
-	tune()
+	tune(ctx, toolShare)
 	store, err := eventstore.Open(ctx, eventstore.Config{
 		Dir: cfg.path("log"), Durability: eventstore.Interval, Partitions: cfg.Partitions, MarkKey: key,
 		Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler),

@@ -18,29 +18,29 @@ import (
 // half of the machine, and everything would be slower the more there is to do.
 const (
 	memoryLimit = 384 << 20 // bytes; of a small machine
-	memoryShare = 32        // of the memory of a larger one, or of its container, this part
+	serverShare = 32        // of the memory of a larger one, or of its container, this part
+	toolShare   = 8         // likewise, of what works for minutes and ends
 	gcPercent   = 300
 )
 
-// spare is the memory that the collector need not save.
-func spare() int64 {
+// spare is the memory that the collector need not save, in bytes.
+func spare(share uint64) int64 {
 	all, err := memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)()
 	if err != nil {
 		return memoryLimit
 	}
-	return max(memoryLimit, int64(all/memoryShare))
+	return max(memoryLimit, int64(all/share))
 }
 
-// makeRoom raises the limit while more is alive than it was made for.
-func makeRoom(ctx context.Context) error {
+// makeRoom raises the limit while more is alive than it was made for, until ctx ends.
+func makeRoom(ctx context.Context, least int64) {
 	alive := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	least := spare()
 	limit := least
 	for {
 		select {
 		case <-time.After(time.Second):
 		case <-ctx.Done():
-			return ctx.Err()
+			return
 		}
 		runtimemetrics.Read(alive)
 		wanted := max(least, int64(alive[0].Value.Uint64())*7/4)
@@ -57,10 +57,12 @@ func makeRoom(ctx context.Context) error {
 // else: answers took ten times as long.
 const syncing = 4
 
-// tune sets what the environment does not.
-func tune() {
+// tune sets what the environment does not, and keeps to it until ctx ends.
+func tune(ctx context.Context, share uint64) {
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(spare())
+		limit := spare(share)
+		debug.SetMemoryLimit(limit)
+		go makeRoom(ctx, limit)
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)

@@ -107,6 +107,7 @@ func (o output) restore(r restored) error {
 }
 
 func (r *restoring) run(ctx context.Context) error {
+	tune(ctx, toolShare)
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}
@@ -317,7 +318,6 @@ func (r *restoring) withVacant(do func(*eventstore.Vacant) error) error {
 			return fmt.Errorf("make the data directory: %w", err)
 		}
 	}
-	tune()
 	v, err := eventstore.OpenVacant(eventstore.Config{
 		Dir: r.cfg.path("log"), URL: r.cfg.NATSURL, Durability: eventstore.Interval, Log: slog.New(slog.DiscardHandler),
 	})

@@ -92,7 +92,7 @@ func openLog(ctx context.Context, cfg *Config) (*eventstore.Store, error) {
 		c.Dir = cfg.path("log")
 	}
 	if c.Dir != "" {
-		tune()
+		tune(ctx, toolShare)
 		store, err = eventstore.Open(ctx, c) // which may have to read a large log through
 		return store, err
 	}

@@ -75,7 +75,7 @@ func newServer(cfg Config, log *slog.Logger) *server {
 // start brings everything up that serving needs. After an error, and at the end,
 // stop takes it down.
 func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
-	tune()
+	tune(ctx, serverShare)
 	if err := cfg.whole(); err != nil {
 		return nil, err
 	}
@@ -310,9 +310,6 @@ func (s *server) run(ctx context.Context, ready func(context.Context) error) err
 	group.Go(func() error { return s.vault.ring.Run(ctx) })
 	group.Go(func() error { return s.followLedger(ctx) })
 	group.Go(func() error { return trim(ctx) })
-	if os.Getenv("GOMEMLIMIT") == "" {
-		group.Go(func() error { return makeRoom(ctx) })
-	}
 	if s.cluster != nil {
 		group.Go(func() error { return s.keepCluster(ctx) })
 	}
