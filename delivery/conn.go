@@ -18,6 +18,7 @@ import (
 // Timeouts bound each phase. The zero value of each is what RFC 5321, 4.5.3.2
 // asks for, where it asks.
 type Timeouts struct {
+	Sending  time.Duration // 15 min, for all that comes before the message's end, waiting for a connection included
 	Connect  time.Duration // 30 s
 	Greeting time.Duration // 5 min
 	Command  time.Duration // 5 min, for EHLO, STARTTLS, AUTH, MAIL and RCPT
@@ -32,6 +33,7 @@ func (t Timeouts) withDefaults() Timeouts {
 			*d = fallback
 		}
 	}
+	set(&t.Sending, 15*time.Minute)
 	set(&t.Connect, 30*time.Second)
 	set(&t.Greeting, 5*time.Minute)
 	set(&t.Command, 5*time.Minute)
@@ -53,7 +55,8 @@ type conn struct {
 	fallen   bool              // back to the clear, from TLS that did not work
 	extended map[string]string // keyword in upper case to its parameters
 	sent     int               // transactions that were begun
-	idle     time.Time
+	idle     time.Time         // since when it waits
+	until    time.Time         // by then the end of the message has left, or never will
 	timeouts Timeouts
 }
 
@@ -74,9 +77,19 @@ func (f *fault) Error() string {
 
 func (f *fault) Unwrap() error { return f.err }
 
+// timedOut reports whether the server let us wait for nothing.
+func (f *fault) timedOut() bool {
+	var e net.Error
+	return errors.As(f.err, &e) && e.Timeout()
+}
+
 // deadline starts the clock of a phase, unless the caller has given up already.
 func (c *conn) deadline(ctx context.Context, d time.Duration) error {
-	if err := c.raw.SetDeadline(time.Now().Add(d)); err != nil {
+	at := time.Now().Add(d)
+	if !c.until.IsZero() && c.until.Before(at) {
+		at = c.until
+	}
+	if err := c.raw.SetDeadline(at); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {
@@ -213,6 +226,8 @@ func (c *conn) transact(ctx context.Context, env Envelope, message []byte) (repl
 	if err := c.body(ctx, message); err != nil {
 		return reply{}, &fault{phase: PhaseBody, err: err}
 	}
+	// Whoever gave up from here on would not know whether it was delivered.
+	c.until = time.Time{}
 	if err := c.deadline(ctx, c.timeouts.Dot); err != nil {
 		return reply{}, &fault{phase: PhaseBody, err: err}
 	}

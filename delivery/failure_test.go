@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 // A server says no in each phase, with and without PIPELINING.
@@ -299,6 +300,80 @@ func TestEachPhaseHasItsTimeout(t *testing.T) {
 			got := within(t, func() Result { return s.Send(t.Context(), envelope, messageFor(phase), nil) })
 			checkHung(t, phase, got)
 		})
+	}
+}
+
+// Drips keep each phase's time from running out, and must not hold mail up for hours. Once
+// the message has left, only its own time ends the wait for the answer.
+func TestAServerThatDripsIsLeft(t *testing.T) {
+	for _, phase := range []string{PhaseGreeting, PhaseRcpt} {
+		t.Run(phase, func(t *testing.T) {
+			srv := serve(t, "", func(p *peer) {
+				if phase == PhaseRcpt {
+					p.say("220 mx.test")
+					for !strings.HasPrefix(p.hear(), "RCPT") {
+						p.say("250 Ok")
+					}
+				}
+				for p.say("250-Wait"); ; {
+					select {
+					case <-p.s.stopping:
+						return
+					case <-time.After(time.Millisecond):
+						p.say("250-Wait")
+					}
+				}
+			})
+			c := relay(t, "smtp", "", srv.addr)
+			c.Timeouts = Timeouts{Sending: 60 * time.Millisecond}
+			got := within(t, func() Result { return newSender(t, c).Send(t.Context(), envelope, letter, nil) })
+			if got.Outcome != Deferred || got.Phase != phase {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+	release := make(chan struct{})
+	srv := serve(t, "", func(p *peer) {
+		p.say("220 mx.test")
+		for p.hear() != "DATA" {
+			p.say("250 Ok")
+		}
+		p.say("354 Go on")
+		p.message()
+		<-release
+		p.say("250 2.0.0 Taken")
+	})
+	c := relay(t, "smtp", "", srv.addr)
+	c.Timeouts = Timeouts{Sending: time.Second}
+	time.AfterFunc(1200*time.Millisecond, func() { close(release) })
+	if got := within(t, func() Result { return newSender(t, c).Send(t.Context(), envelope, letter, nil) }); got.Outcome != Delivered {
+		t.Errorf("a message that had left was given up: %+v", got)
+	}
+}
+
+// Each try of a server that does not answer takes its time, which other mail waits for.
+func TestAServerThatDoesNotAnswerIsLeftAlone(t *testing.T) {
+	srv := serve(t, "", func(p *peer) { p.hang() })
+	dns := serveDNS(t, "rcpt.test. 60 IN MX 10 mx.rcpt.test.", "mx.rcpt.test. 60 IN A 127.0.0.1")
+	s := newSender(t, Config{
+		Hostname: "sender.test", Port: srv.port(), Resolver: NewResolver(dns.addr), AllowPrivate: true, Timeouts: Timeouts{Greeting: 30 * time.Millisecond},
+	})
+	for range 3 {
+		if got := send(t, s); got.Outcome != Deferred || got.Host != "mx.rcpt.test" || got.Text == "" {
+			t.Errorf("%+v", got)
+		}
+	}
+	if n := srv.connections(); n != 1 {
+		t.Errorf("it was asked %d times", n)
+	}
+}
+
+func TestWhatAServerSaysIsKeptInPart(t *testing.T) {
+	long := strings.Repeat("550-5.1.1 "+strings.Repeat("ä", 900)+"\r\n", 90) + "550 5.1.1 No"
+	srv := serve(t, "", manners{replies: map[string]string{"RCPT": long}}.speak)
+	got := send(t, newSender(t, relay(t, "smtp", "", srv.addr)))
+	if got.Outcome != Bounced || got.Code != 550 || len(got.Text) > maxText || len(got.Text) < maxText/2 || !utf8.ValidString(got.Text) {
+		t.Errorf("%d bytes of %+v", len(got.Text), got)
 	}
 }
 

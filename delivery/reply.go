@@ -100,6 +100,17 @@ func enhancedOf(code int, text string) string {
 	return word
 }
 
+// maxText is how much of a server's words is worth keeping, in bytes.
+const maxText = 2048
+
+// clip shortens a text to what is worth keeping.
+func clip(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxText-len("…")], "") + "…"
+}
+
 // clean keeps what a server says fit for a log: UTF-8 without control characters.
 func clean(s string) string {
 	if !utf8.ValidString(s) {

@@ -43,10 +43,39 @@ type Envelope struct {
 type Sender struct {
 	cfg Config
 
+	broken reputation // hosts whose STARTTLS failed: they are spoken to in the clear
+	mute   reputation // hosts that let us wait for nothing: they are not asked
+
 	mu     sync.Mutex
 	hosts  map[string]*hostConns
-	broken map[string]time.Time // hosts whose STARTTLS failed, until when they are spoken to in the clear
 	closed bool
+}
+
+// reputation is what holds of some hosts for a while.
+type reputation struct {
+	mu    sync.Mutex
+	until map[string]time.Time
+}
+
+func (r *reputation) holds(h host) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Now().Before(r.until[h.key()])
+}
+
+func (r *reputation) note(h host, d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.until == nil || len(r.until) >= 10_000 {
+		r.until = map[string]time.Time{}
+	}
+	r.until[h.key()] = time.Now().Add(d)
+}
+
+func (r *reputation) forget(h host) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.until, h.key())
 }
 
 // hostConns are the connections with one server.
@@ -57,8 +86,10 @@ type hostConns struct {
 	users int // that hold or wait for a slot
 }
 
-// tlsBroken is how long a server whose STARTTLS failed is not asked again.
-const tlsBroken = time.Hour
+const (
+	tlsBroken = time.Hour        // how long a server whose STARTTLS failed is not asked again
+	notAsked  = 30 * time.Second // how long a server that did not answer is left alone: each try holds up other mail
+)
 
 // maxHosts bounds the servers that one transaction tries.
 const maxHosts = 5
@@ -90,7 +121,7 @@ func NewSender(c Config) (*Sender, error) {
 		c.IdleTimeout = 10 * time.Second
 	}
 	c.Timeouts = c.Timeouts.withDefaults()
-	return &Sender{cfg: c, hosts: map[string]*hostConns{}, broken: map[string]time.Time{}}, nil
+	return &Sender{cfg: c, hosts: map[string]*hostConns{}}, nil
 }
 
 // Close ends the connections that wait. Transactions that are under way go on.
@@ -116,6 +147,7 @@ func (s *Sender) Send(ctx context.Context, env Envelope, message []byte, before 
 	began := time.Now()
 	result := s.send(ctx, env, message, before)
 	result.Duration = time.Since(began)
+	result.Text = clip(result.Text)
 	return result
 }
 
@@ -124,15 +156,17 @@ func (s *Sender) send(ctx context.Context, env Envelope, message []byte, before 
 	if strings.ContainsAny(env.From+env.To, "<>\r\n \x00") || domain == "" {
 		return Result{Outcome: Bounced, Phase: PhaseRoute, Enhanced: "5.1.3", Text: "The address cannot be sent to.", Bounce: Bounce{"Permanent", "NoEmail"}}
 	}
-	hosts, failed := s.route(ctx, domain)
+	early, cancel := context.WithTimeout(ctx, s.cfg.Timeouts.Sending)
+	defer cancel()
+	hosts, failed := s.route(early, domain)
 	if failed != nil {
 		return *failed
 	}
 	var last Result
 	for _, h := range hosts {
 		var next bool
-		last, next = s.sendTo(ctx, h, env, message, before)
-		if !next || ctx.Err() != nil {
+		last, next = s.sendTo(ctx, early, h, env, message, before)
+		if !next || early.Err() != nil {
 			return last
 		}
 	}
@@ -140,21 +174,23 @@ func (s *Sender) send(ctx context.Context, env Envelope, message []byte, before 
 }
 
 // sendTo tries one host. next says that another one may be tried: nothing was
-// said about the recipient yet.
-func (s *Sender) sendTo(ctx context.Context, h host, env Envelope, message []byte, before func() error) (result Result, next bool) {
+// said about the recipient yet. early ends before ctx, if the end of the message has
+// not left by then.
+func (s *Sender) sendTo(ctx, early context.Context, h host, env Envelope, message []byte, before func() error) (result Result, next bool) {
 	pool := s.enter(h.key())
 	defer s.leave(pool)
 	select {
 	case pool.slots <- struct{}{}:
 		defer func() { <-pool.slots }()
-	case <-ctx.Done():
-		return h.failed(PhaseConnect, ctx.Err()), false
+	case <-early.Done():
+		return h.failed(PhaseConnect, early.Err()), false
 	}
 	for {
-		c, fresh, f := s.connection(ctx, h, pool, env.RequireTLS)
+		c, fresh, f := s.connection(early, h, pool, env.RequireTLS)
 		if f != nil {
 			return h.fault(nil, f), true
 		}
+		c.until, _ = early.Deadline()
 		if limit, err := strconv.Atoi(strings.TrimSpace(c.extended["SIZE"])); err == nil && limit > 0 && len(message) > limit {
 			s.keep(ctx, pool, c)
 			return Result{
@@ -185,7 +221,7 @@ func (s *Sender) sendTo(ctx context.Context, h host, env Envelope, message []byt
 		result := h.fault(c, f)
 		if c.fallen && f.phase == PhaseMail && f.reply.code/100 == 5 {
 			// It may refuse only because there is no TLS, in whatever words.
-			s.setBroken(h, false)
+			s.broken.forget(h)
 			result.Outcome, result.Bounce = Deferred, Bounce{"Transient", "General"}
 			return result, true
 		}
@@ -269,8 +305,10 @@ func (s *Sender) connection(ctx context.Context, h host, pool *hostConns, secure
 			return c, false, nil
 		}
 	}
-	broken := time.Now().Before(s.broken[h.key()])
 	s.mu.Unlock()
+	if s.mute.holds(h) {
+		return nil, true, &fault{phase: PhaseConnect, err: errMute}
+	}
 
 	if h.fixed {
 		c, f = s.dial(ctx, h, tlsNever)
@@ -280,13 +318,13 @@ func (s *Sender) connection(ctx context.Context, h host, pool *hostConns, secure
 		c, f = s.dial(ctx, h, tlsVerified)
 		return c, true, f
 	}
-	if !broken {
+	if !s.broken.holds(h) {
 		c, f = s.dial(ctx, h, tlsAny)
 		if f == nil || f.phase != PhaseTLS || ctx.Err() != nil {
 			return c, true, f
 		}
 		if f.reply.code/100 != 4 { // which says that it will work again
-			s.setBroken(h, true)
+			s.broken.note(h, tlsBroken)
 		}
 	}
 	// Opportunistic TLS (RFC 7435): better in the clear than not at all.
@@ -297,19 +335,8 @@ func (s *Sender) connection(ctx context.Context, h host, pool *hostConns, secure
 	return c, true, f
 }
 
-// setBroken notes whether a host's TLS works.
-func (s *Sender) setBroken(h host, broken bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !broken {
-		delete(s.broken, h.key())
-		return
-	}
-	if len(s.broken) > 10_000 {
-		clear(s.broken)
-	}
-	s.broken[h.key()] = time.Now().Add(tlsBroken)
-}
+// errMute keeps one server that does not answer from holding up the mail to others.
+var errMute = errors.New("the server did not answer a moment ago")
 
 // tlsWish is how a session is to be protected.
 type tlsWish int
@@ -336,8 +363,11 @@ func (s *Sender) dial(ctx context.Context, h host, wish tlsWish) (*conn, *fault)
 			return c, nil
 		}
 		if f.phase == PhaseTLS || ctx.Err() != nil {
-			break
+			return nil, f
 		}
+	}
+	if s.cfg.Relay == nil && !h.fixed && f.timedOut() {
+		s.mute.note(h, notAsked)
 	}
 	return nil, f
 }

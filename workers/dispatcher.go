@@ -55,7 +55,6 @@ type Config struct {
 	Log       *slog.Logger
 
 	Concurrency int // attempts under way at once, 0 is 200
-	PerAccount  int // of those, of one account; 0 is three quarters
 }
 
 // tick is how long anything waits without asking the clock again.
@@ -95,9 +94,6 @@ type Dispatcher struct {
 func NewDispatcher(c Config) *Dispatcher {
 	if c.Concurrency == 0 {
 		c.Concurrency = 200
-	}
-	if c.PerAccount == 0 {
-		c.PerAccount = max(1, c.Concurrency*3/4)
 	}
 	if c.Random == nil {
 		c.Random = rand.Float64

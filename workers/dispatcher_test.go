@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,6 +85,7 @@ type fixture struct {
 	receiver  *receiver
 	sender    workers.Sender
 	directory *directory.Directory
+	key       []byte
 	store     *eventstore.Store
 	stop      func()
 }
@@ -95,18 +97,22 @@ func newFixture(t *testing.T, answer func(to string, try int) delivery.Result) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
+	if f.key, err = x509.MarshalPKCS8PrivateKey(key); err != nil {
 		t.Fatal(err)
 	}
-	f.directory.Apply(1, []domain.Recorded{
-		{Stream: account.Stream("acme"), Event: account.Opened{Name: "Acme"}},
-		{Stream: sender.Stream("acme", "s"), Event: sender.Added{Name: "acme.test", ReturnPath: "send", Selector: "postbook", PrivateKey: pkcs8}},
-	})
+	f.open(1, "acme")
 	f.sender = f.receiver
 	f.start()
 	t.Cleanup(func() { f.stop() })
 	return f
+}
+
+// open has an account that sends from its own domain.
+func (f *fixture) open(seq uint64, name string) {
+	f.directory.Apply(seq, []domain.Recorded{
+		{Stream: account.Stream(name), Event: account.Opened{Name: name}},
+		{Stream: sender.Stream(name, "s"), Event: sender.Added{Name: name + ".test", ReturnPath: "send", Selector: "postbook", PrivateKey: f.key}},
+	})
 }
 
 func (f *fixture) start() {
@@ -142,18 +148,23 @@ func (f *fixture) start() {
 
 func (f *fixture) accept(to string) uuid.UUID {
 	f.t.Helper()
+	return f.acceptFrom("acme", to)
+}
+
+func (f *fixture) acceptFrom(account, to string) uuid.UUID {
+	f.t.Helper()
 	id := uuid.Must(uuid.NewV7())
-	envelope, err := json.Marshal(email.Envelope{From: "ada@acme.test", To: []string{to}, Subject: "Hello"})
+	envelope, err := json.Marshal(email.Envelope{From: "ada@" + account + ".test", To: []string{to}, Subject: "Hello"})
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	refs, wait, err := f.store.PutContent(f.t.Context(), "acme", 0, [][]byte{[]byte(`{"text":"Hello."}`)})
+	refs, wait, err := f.store.PutContent(f.t.Context(), account, 0, [][]byte{[]byte(`{"text":"Hello."}`)})
 	if err = errors.Join(err, wait(f.t.Context())); err != nil {
 		f.t.Fatal(err)
 	}
-	by := domain.Authority{Actor: domain.Actor{Kind: domain.APIKey, ID: "k"}, Account: "acme", Role: domain.FullAccess, Via: domain.ViaAPI, At: f.clock.now(), Command: uuid.New()}
-	_, err = f.store.Accept(f.t.Context(), []eventstore.Commit{{Stream: email.Stream("acme", id), By: by, Events: []domain.Event{email.Accepted{
-		Sender: "s", MessageID: id.String() + "@acme.test", Expires: f.clock.now().Add(email.MaxAge), Envelope: envelope, Content: refs[0],
+	by := domain.Authority{Actor: domain.Actor{Kind: domain.APIKey, ID: "k"}, Account: account, Role: domain.FullAccess, Via: domain.ViaAPI, At: f.clock.now(), Command: uuid.New()}
+	_, err = f.store.Accept(f.t.Context(), []eventstore.Commit{{Stream: email.Stream(account, id), By: by, Events: []domain.Event{email.Accepted{
+		Sender: "s", MessageID: id.String() + "@" + account + ".test", Expires: f.clock.now().Add(email.MaxAge), Envelope: envelope, Content: refs[0],
 		Recipients: []email.Recipient{{Kind: email.To, Index: "i", Address: domain.Sealed(to)}},
 	}}}})
 	if err != nil {
@@ -281,14 +292,42 @@ func TestASlowReceiverHoldsItsOwnMail(t *testing.T) {
 	close(slow.release)
 }
 
+// However many accounts have receivers that do not answer, the next account's mail goes.
+func TestSlowReceiversOfSomeAccountsLeaveRoomForOthers(t *testing.T) {
+	f := newFixture(t, func(string, int) delivery.Result { return delivery.Result{Outcome: delivery.Delivered, Code: 250} })
+	f.stop()
+	slow := &gate{Sender: f.receiver, hold: "slow@rcpt.test", release: make(chan struct{})}
+	f.sender = slow
+	f.start()
+	for n := range 4 {
+		name := fmt.Sprintf("slow%d", n)
+		f.open(uint64(n+2), name)
+		for range 100 {
+			f.acceptFrom(name, "slow@rcpt.test")
+		}
+	}
+	testenv.Eventually(t, 20*time.Second, func() error {
+		if n := slow.held.Load(); n < 160 {
+			return fmt.Errorf("%d attempts are held up", n)
+		}
+		return nil
+	})
+	for n := range 30 {
+		f.awaitLast(f.accept(fmt.Sprintf("n%d@rcpt.test", n)), "email.delivered")
+	}
+	close(slow.release)
+}
+
 type gate struct {
 	workers.Sender
 	hold    string
+	held    atomic.Int32
 	release chan struct{}
 }
 
 func (g *gate) Send(ctx context.Context, env delivery.Envelope, message []byte, before func() error) delivery.Result {
 	if env.To == g.hold {
+		g.held.Add(1)
 		select {
 		case <-g.release:
 		case <-ctx.Done():

@@ -431,9 +431,12 @@ func (p *partition) take(live context.Context, swept *time.Time) (*mail, error) 
 	}
 }
 
-// passes reports whether an account's emails may go out now.
+// passes reports whether an account's emails may go out now. However many accounts have
+// servers that are slow to take their mail, some attempts are left for the next account:
+// each has up to three times as many as are free.
 func (p *partition) passes(account string) bool {
-	return p.d.blocked(account) == "" && p.agenda.active[account] < max(1, p.d.PerAccount/p.d.Store.Partitions())
+	free := cap(p.d.slots) - len(p.d.slots)
+	return p.d.blocked(account) == "" && p.agenda.active[account] < max(1, 3*free/p.d.Store.Partitions())
 }
 
 // blocked is the policy that stopped an account, or empty. The mail of one that was
