@@ -96,6 +96,11 @@ func (p *partition) tryOnce(working, live context.Context, m *mail, state email.
 	if err := p.remember(working, m, state); err != nil {
 		return err
 	}
+	free, err := p.d.hold(live, m.accepted.Content.Size)
+	if err != nil {
+		return err
+	}
+	defer free()
 	l, err := p.letter(working, m, state)
 	if err != nil {
 		return err
@@ -123,6 +128,23 @@ func (p *partition) tryOnce(working, live context.Context, m *mail, state email.
 		return nil
 	}
 	return p.transmit(working, m, l, start.Recipients, addresses)
+}
+
+// large is from how many bytes on a message waits for others to leave memory. Smaller ones
+// do not: large ones to slow servers would hold them up.
+const large = 1 << 20
+
+// hold waits until there is memory for a message of so many bytes. The function that it
+// returns gives it back.
+func (d *Dispatcher) hold(ctx context.Context, size int) (func(), error) {
+	if size < large {
+		return func() {}, nil
+	}
+	n := min(int64(size), d.Memory)
+	if err := d.memory.Acquire(ctx, n); err != nil {
+		return nil, err
+	}
+	return func() { d.memory.Release(n) }, nil
 }
 
 // remember reads what memory does not keep of an email.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"postbook.dev/postbook/delivery"
 	"postbook.dev/postbook/domain"
@@ -54,7 +55,8 @@ type Config struct {
 	Random    func() float64     // in [0, 1); nil is math/rand
 	Log       *slog.Logger
 
-	Concurrency int // attempts under way at once, 0 is 200
+	Concurrency int   // attempts under way at once, 0 is 200
+	Memory      int64 // bytes of large messages that are held at once, 0 is 256 MiB; one always is
 }
 
 // tick is how long anything waits without asking the clock again.
@@ -85,8 +87,9 @@ func (d *Dispatcher) patience() time.Duration {
 // while it lives: only the owner decides about the emails in it.
 type Dispatcher struct {
 	Config
-	slots   chan struct{} // of attempts
-	signing chan struct{} // of messages being built and signed, which takes a core each
+	slots   chan struct{}       // of attempts
+	memory  *semaphore.Weighted // for large messages
+	signing chan struct{}       // of messages being built and signed, which takes a core each
 	signers *signers
 }
 
@@ -95,12 +98,16 @@ func NewDispatcher(c Config) *Dispatcher {
 	if c.Concurrency == 0 {
 		c.Concurrency = 200
 	}
+	if c.Memory == 0 {
+		c.Memory = 256 << 20
+	}
 	if c.Random == nil {
 		c.Random = rand.Float64
 	}
 	return &Dispatcher{
 		Config:  c,
 		slots:   make(chan struct{}, c.Concurrency),
+		memory:  semaphore.NewWeighted(c.Memory),
 		signing: make(chan struct{}, runtime.NumCPU()),
 		signers: &signers{held: map[string]*delivery.Signer{}},
 	}

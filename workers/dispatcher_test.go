@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -84,6 +85,7 @@ type fixture struct {
 	clock     *clock
 	receiver  *receiver
 	sender    workers.Sender
+	memory    int64
 	directory *directory.Directory
 	key       []byte
 	store     *eventstore.Store
@@ -131,7 +133,7 @@ func (f *fixture) start() {
 	done := make(chan struct{})
 	d := workers.NewDispatcher(workers.Config{
 		Store: store, Directory: f.directory, Vault: open{}, Sender: f.sender, VERP: delivery.VERP{Key: []byte("k")},
-		Snapshots: snapshots, Now: f.clock.now, Random: func() float64 { return 0.5 }, Log: quiet,
+		Snapshots: snapshots, Now: f.clock.now, Random: func() float64 { return 0.5 }, Log: quiet, Memory: f.memory,
 	})
 	go func() {
 		defer close(done)
@@ -153,12 +155,21 @@ func (f *fixture) accept(to string) uuid.UUID {
 
 func (f *fixture) acceptFrom(account, to string) uuid.UUID {
 	f.t.Helper()
+	return f.acceptBody(account, to, "Hello.")
+}
+
+func (f *fixture) acceptBody(account, to, text string) uuid.UUID {
+	f.t.Helper()
 	id := uuid.Must(uuid.NewV7())
 	envelope, err := json.Marshal(email.Envelope{From: "ada@" + account + ".test", To: []string{to}, Subject: "Hello"})
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	refs, wait, err := f.store.PutContent(f.t.Context(), account, 0, [][]byte{[]byte(`{"text":"Hello."}`)})
+	content, err := json.Marshal(email.Content{Text: text})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	refs, wait, err := f.store.PutContent(f.t.Context(), account, 0, [][]byte{content})
 	if err = errors.Join(err, wait(f.t.Context())); err != nil {
 		f.t.Fatal(err)
 	}
@@ -316,6 +327,36 @@ func TestSlowReceiversOfSomeAccountsLeaveRoomForOthers(t *testing.T) {
 		f.awaitLast(f.accept(fmt.Sprintf("n%d@rcpt.test", n)), "email.delivered")
 	}
 	close(slow.release)
+}
+
+// Large messages wait for each other to leave memory, and small ones for none of them.
+func TestLargeMessagesAreHeldInTurn(t *testing.T) {
+	f := newFixture(t, func(string, int) delivery.Result { return delivery.Result{Outcome: delivery.Delivered, Code: 250} })
+	f.stop()
+	slow := &gate{Sender: f.receiver, hold: "slow@rcpt.test", release: make(chan struct{})}
+	f.sender, f.memory = slow, 5<<20
+	f.start()
+	body := strings.Repeat("A line of a large message.\n", 3<<20/27)
+	var large []uuid.UUID
+	for range 3 {
+		large = append(large, f.acceptBody("acme", "slow@rcpt.test", body))
+	}
+	testenv.Eventually(t, 20*time.Second, func() error {
+		if slow.held.Load() == 0 {
+			return errors.New("no large message is on its way")
+		}
+		return nil
+	})
+	for n := range 5 {
+		f.awaitLast(f.accept(fmt.Sprintf("n%d@rcpt.test", n)), "email.delivered")
+	}
+	if n := slow.held.Load(); n != 1 {
+		t.Errorf("%d large messages are held", n)
+	}
+	close(slow.release)
+	for _, id := range large {
+		f.awaitLast(id, "email.delivered")
+	}
 }
 
 type gate struct {
