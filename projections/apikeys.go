@@ -33,7 +33,7 @@ type APIKeyRow struct {
 func FoldAPIKey(row *APIKeyRow, rec domain.Recorded) *APIKeyRow {
 	switch e := rec.Event.(type) {
 	case apikey.Issued:
-		return &APIKeyRow{rec.Stream.ID, rec.Stream.Account, text(e.Name), string(e.Permission), e.Sender, e.Hint, rec.Time}
+		return &APIKeyRow{rec.Stream.ID, rec.Stream.Account, text(e.Name), text(string(e.Permission)), text(e.Sender), text(e.Hint), rec.Time}
 	case apikey.Revoked:
 		return nil
 	}

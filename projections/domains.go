@@ -39,8 +39,8 @@ type Domain struct {
 func FoldDomain(row *Domain, rec domain.Recorded) *Domain {
 	if added, ok := rec.Event.(sender.Added); ok {
 		return &Domain{
-			ID: rec.Stream.ID, AccountID: rec.Stream.Account, Name: added.Name, Status: string(sender.NotStarted), CreatedAt: rec.Time,
-			Region: text(added.Region), ReturnPath: added.ReturnPath, Selector: added.Selector, PublicKey: added.PublicKey,
+			ID: rec.Stream.ID, AccountID: rec.Stream.Account, Name: text(added.Name), Status: string(sender.NotStarted), CreatedAt: rec.Time,
+			Region: text(added.Region), ReturnPath: text(added.ReturnPath), Selector: text(added.Selector), PublicKey: text(added.PublicKey),
 			Settings: mustJSON(added.Settings),
 		}
 	}
@@ -62,13 +62,13 @@ func FoldDomain(row *Domain, rec domain.Recorded) *Domain {
 	return row
 }
 
-// mustJSON writes a struct of plain fields, which cannot fail.
+// mustJSON writes a struct of plain fields, which cannot fail, as the database can hold it.
 func mustJSON(v any) json.RawMessage {
 	data, err := json.Marshal(v)
 	if err != nil {
 		panic(err)
 	}
-	return data
+	return json.RawMessage(jsonText.Replace(string(data)))
 }
 
 // Domains lists an account's domains.

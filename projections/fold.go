@@ -69,3 +69,21 @@ func fold[T any](ctx context.Context, tx pgx.Tx, table, kind string, entries []e
 
 // text keeps what a database text can hold: no NUL.
 func text(s string) string { return strings.ReplaceAll(s, "\x00", "\uFFFD") }
+
+// jsonText does that with JSON. A backslash before a u stays one.
+var jsonText = strings.NewReplacer(`\\`, `\\`, `\u0000`, `\ufffd`)
+
+// texts does it with the texts of a row.
+func texts(row ...any) []any {
+	for i, v := range row {
+		switch v := v.(type) {
+		case string:
+			row[i] = text(v)
+		case []string:
+			for n, s := range v {
+				v[n] = text(s)
+			}
+		}
+	}
+	return row
+}

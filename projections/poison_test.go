@@ -2,6 +2,7 @@ package projections_test
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/account"
+	"postbook.dev/postbook/domain/catalogue"
 	"postbook.dev/postbook/eventstore"
 	"postbook.dev/postbook/internal/testenv"
 	"postbook.dev/postbook/projections"
@@ -90,4 +92,63 @@ func TestAnEntryThatCannotBeAppliedStopsOneModel(t *testing.T) {
 		_, err := w.tables.Email(t.Context(), "acme", id.String())
 		return err
 	})
+}
+
+// Whatever somebody puts into a text, also what no database text can hold, stops no model.
+func TestNoTextStopsAModel(t *testing.T) {
+	w := newWorld(t)
+	by, now := operator(), time.Now()
+	last := map[string]uint64{} // of each kind's one aggregate
+	for _, f := range catalogue.Registry().Facts() {
+		e := reflect.New(f.Go).Elem()
+		fillTexts(e, "a\x00b\\u0000")
+		kind, what, _ := strings.Cut(f.Type, ".")
+		if what == "removed" || what == "revoked" {
+			continue // no row is left
+		}
+		by.Command = uuid.New()
+		c := eventstore.Commit{Stream: domain.Stream{Account: "acme", Kind: kind, ID: uuid.NewString()}, By: by, Events: []domain.Event{e.Interface().(domain.Event)}}
+		switch kind {
+		case "access", "command":
+			log := map[string]string{"access": eventstore.Access, "command": eventstore.Asked}[kind]
+			if err := w.store.Record(t.Context(), log, "acme", []eventstore.Commit{c}, true); err != nil {
+				t.Fatalf("%s: %v", f.Type, err)
+			}
+		case "email": // what anybody wrote is sealed in them
+		default:
+			c.Stream.ID = "nasty"
+			last[kind] = must(w.store.Append(t.Context(), c, last[kind]))(t)[0].Seq
+		}
+	}
+	defer w.runAgain(t)()
+	testenv.Eventually(t, 20*time.Second, func() error {
+		for _, s := range must(projections.Status(t.Context(), w.writer, w.store, now))(t) {
+			if s.State == projections.Stopped || s.Behind > 0 {
+				return fmt.Errorf("%s on %s is %s: %s", s.Model, s.Log, s.State, s.Error)
+			}
+		}
+		return nil
+	})
+}
+
+// fillTexts puts a text wherever one can be.
+func fillTexts(v reflect.Value, text string) {
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(text)
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if v.Field(i).CanSet() {
+				fillTexts(v.Field(i), text)
+			}
+		}
+	case reflect.Slice:
+		if v.Type().Elem().Kind() != reflect.Uint8 {
+			v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+			fillTexts(v.Index(0), text)
+		}
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fillTexts(v.Elem(), text)
+	}
 }

@@ -30,10 +30,10 @@ func applyRefusals(ctx context.Context, tx pgx.Tx, entries []eventstore.Entry) e
 	_, err := tx.CopyFrom(ctx, pgx.Identifier{"refusals"}, columns, pgx.CopyFromSlice(len(refused), func(i int) ([]any, error) {
 		rec := refused[i]
 		e := rec.Event.(access.Refused) //nolint:errcheck // only these are in the list
-		return []any{
+		return texts(
 			rec.ID.String(), rec.Stream.Account, rec.Time, string(rec.By.Actor.Kind), rec.By.Actor.ID, string(rec.By.Via), rec.By.IP,
-			string(e.Verb), e.Of, string(e.Code), text(e.Field), text(e.Message),
-		}, nil
+			string(e.Verb), e.Of, string(e.Code), e.Field, e.Message,
+		), nil
 	}))
 	return err
 }

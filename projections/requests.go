@@ -63,11 +63,11 @@ func applyRequests(ctx context.Context, tx pgx.Tx, entries []eventstore.Entry) e
 		for i, f := range e.Fields {
 			fields[i] = string(f)
 		}
-		return []any{
+		return texts(
 			rec.Stream.ID, rec.Stream.Account, rec.Time, string(rec.By.Actor.Kind), rec.By.Actor.ID, string(rec.By.Via), rec.By.IP,
-			e.Route, text(e.Method), text(e.Path), e.Status, e.Error, fields, string(e.Form), append([]string{}, e.Objects...), e.Count,
-			text(e.UserAgent), e.Took,
-		}, nil
+			e.Route, e.Method, e.Path, e.Status, e.Error, fields, string(e.Form), append([]string{}, e.Objects...), e.Count,
+			e.UserAgent, e.Took,
+		), nil
 	}))
 	if err != nil {
 		return err

@@ -165,10 +165,19 @@ func (v *verifier) results(ctx context.Context, from directory.Sender) []sender.
 			}
 		}
 		slices.Sort(found) // DNS gives them in any order
-		result.Found = found[:min(len(found), sender.MaxFound)]
+		for _, txt := range found[:min(len(found), sender.MaxFound)] {
+			result.Found = append(result.Found, kept(txt))
+		}
 		results = append(results, result)
 	}
 	return results
+}
+
+// kept is what the log keeps of a record, in which anybody may have put anything.
+func kept(txt string) string {
+	const most = 2048 // bytes; a key of 4,096 bits has 800
+	txt = strings.ReplaceAll(txt[:min(len(txt), most)], "\x00", "\uFFFD")
+	return strings.ToValidUTF8(txt, "\uFFFD")
 }
 
 // mismatch says why what was found is not what was asked for, or nothing.

@@ -204,6 +204,19 @@ func TestMismatch(t *testing.T) {
 }
 
 // A domain that is pending is looked at often at first, and for 72 hours.
+// What lies in DNS may have been put there to break whoever keeps it.
+func TestRecordsAreKeptAsTexts(t *testing.T) {
+	for txt, want := range map[string]string{
+		"v=spf1 ~all": "v=spf1 ~all",
+		"a\x00b\xff":  "a\uFFFDb\uFFFD",
+		strings.Repeat("x", 2047) + "ä and more": strings.Repeat("x", 2047) + "\uFFFD",
+	} {
+		if got := kept(txt); got != want {
+			t.Errorf("%q is kept as %q", txt, got)
+		}
+	}
+}
+
 func TestLooksBecomeRarer(t *testing.T) {
 	pending := sender.State{Name: "acme.test", Status: sender.Pending, Requested: start}
 	last := time.Duration(0)
