@@ -146,7 +146,7 @@ func decideAccept(s State, c Accept) ([]Event, error) {
 		accepted.Expires = c.At.Add(MaxAge)
 		return []Event{accepted}, nil
 	}
-	accepted.Expires = c.Due.Add(MaxAge)
+	accepted.Expires = expiry(c.Due, c.At)
 	return []Event{accepted, Scheduled{Due: c.Due, Expires: accepted.Expires}}, nil
 }
 
@@ -168,6 +168,14 @@ func checkDue(due, now time.Time) error {
 	return nil
 }
 
+// expiry is when an email is given up. One that was due in the past is due now.
+func expiry(due, now time.Time) time.Time {
+	if due.Before(now) {
+		due = now
+	}
+	return due.Add(MaxAge)
+}
+
 func decideReschedule(s State, c Reschedule) ([]Event, error) {
 	switch {
 	case s.Cancelled:
@@ -182,7 +190,7 @@ func decideReschedule(s State, c Reschedule) ([]Event, error) {
 	if err := checkDue(c.Due, c.At); err != nil {
 		return nil, err
 	}
-	return []Event{Scheduled{Due: c.Due, Expires: c.Due.Add(MaxAge)}}, nil
+	return []Event{Scheduled{Due: c.Due, Expires: expiry(c.Due, c.At)}}, nil
 }
 
 func decideCancel(s State) ([]Event, error) {

@@ -75,6 +75,10 @@ func TestEmail(t *testing.T) {
 			Name: "is moved", Given: []email.Event{accepted(), scheduled}, When: email.Reschedule{customer(), now.Add(2 * time.Hour)},
 			Then: []email.Event{email.Scheduled{Due: now.Add(2 * time.Hour), Expires: now.Add(2*time.Hour + email.MaxAge)}},
 		},
+		{
+			Name: "is moved into the past, which is now", Given: []email.Event{accepted(), scheduled}, When: email.Reschedule{customer(), now.Add(-365 * 24 * time.Hour)},
+			Then: []email.Event{email.Scheduled{Due: now.Add(-365 * 24 * time.Hour), Expires: now.Add(email.MaxAge)}},
+		},
 		{Name: "is moved to where it is", Given: []email.Event{accepted(), scheduled}, When: email.Reschedule{customer(), scheduled.Due}},
 		{Name: "that was not scheduled is not moved", Given: []email.Event{accepted()}, When: email.Reschedule{customer(), now.Add(time.Hour)}, Refused: domain.WrongState},
 		{Name: "that has begun is not moved", Given: []email.Event{accepted(), scheduled, prepared, first}, When: email.Reschedule{customer(), now.Add(2 * time.Hour)}, Refused: domain.WrongState},
