@@ -36,6 +36,10 @@ type sendRequest struct {
 	envelope []string // of a submission: who gets it, whoever is named in it; nil is who is named
 }
 
+// submitted reports whether a request is a message that came over SMTP. It need not have
+// what the contract asks for and a message (RFC 5322, 3.6) does without.
+func (m sendRequest) submitted() bool { return m.envelope != nil }
+
 // Lists are read up to one element more than they may hold: a body of a few
 // megabytes could name millions, and would take gigabytes before it is refused.
 
@@ -235,6 +239,7 @@ const (
 	maxTag         = 256
 	maxEmail       = 40 << 20 // bytes, after base64
 	maxAttachments = 100
+	maxFilename    = 255 // bytes
 	maxContentID   = 128
 )
 
@@ -284,7 +289,7 @@ func (a *API) mailbox(field, value string) (Mailbox, error) {
 
 // draftRecipients takes each mailbox once, where it is named first.
 func (a *API) draftRecipients(d *draft, m sendRequest) error {
-	if len(m.To) == 0 {
+	if len(m.To) == 0 && !m.submitted() {
 		return missing("to")
 	}
 	seen := map[string]bool{}
@@ -304,7 +309,7 @@ func (a *API) draftRecipients(d *draft, m sendRequest) error {
 			if err != nil {
 				return err
 			}
-			if key := strings.ToLower(mailbox.Addr()); !seen[key] && (m.envelope == nil || wanted[key]) {
+			if key := strings.ToLower(mailbox.Addr()); !seen[key] && (!m.submitted() || wanted[key]) {
 				seen[key] = true
 				d.recipients = append(d.recipients, recipient{field.kind, mailbox})
 			}
@@ -324,10 +329,10 @@ func (a *API) draftRecipients(d *draft, m sendRequest) error {
 
 func (a *API) draftSubject(d *draft, m sendRequest) error {
 	switch {
-	case m.Subject == "":
+	case m.Subject == "" && !m.submitted():
 		return missing("subject")
-	case strings.ContainsAny(m.Subject, "\r\n\x00"):
-		return invalid("The `subject` must not contain line breaks.")
+	case strings.ContainsFunc(m.Subject, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }):
+		return invalid("The `subject` must not contain line breaks or control characters.")
 	case utf8.RuneCountInString(m.Subject) > maxSubject:
 		return invalid("The `subject` must be at most %d characters long.", maxSubject)
 	}
@@ -343,10 +348,8 @@ func (a *API) draftBody(d *draft, m sendRequest) error {
 	case m.Text != nil:
 		d.content.Text = *m.Text
 		d.content.NoText = *m.Text == ""
-	case d.content.HTML == "":
-		return missing("html` or `text")
 	}
-	if d.content.HTML == "" && d.content.Text == "" {
+	if d.content.HTML == "" && d.content.Text == "" && !m.submitted() {
 		return missing("html` or `text")
 	}
 	return nil
@@ -412,8 +415,8 @@ func draftAttachments(d *draft, m sendRequest, batch bool) error {
 			return bad("Attachment must have either a `content` or `path`.")
 		case at.Filename == "":
 			return bad("Attachment must have a `filename`.")
-		case len(at.Filename) > 255 || strings.ContainsAny(at.Filename, "\r\n\x00/\\\""):
-			return bad("The `filename` of an attachment must be a plain file name of at most 255 bytes.")
+		case len(at.Filename) > maxFilename || strings.ContainsAny(at.Filename, "\r\n\x00/\\\""):
+			return bad("The `filename` of an attachment must be a plain file name of at most %d bytes.", maxFilename)
 		case slices.Contains(executable, strings.ToLower(path.Ext(at.Filename))):
 			return bad("Attachments of type `%s` are not allowed.", path.Ext(at.Filename))
 		case len(at.ContentID) >= maxContentID || strings.ContainsAny(at.ContentID, "\r\n\x00<> "):
@@ -434,7 +437,7 @@ func draftAttachments(d *draft, m sendRequest, batch bool) error {
 
 // mediaType is a type and a subtype (RFC 6838, 4.2), perhaps with a character
 // set; empty leaves it to the file name.
-var mediaType = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}(; *[a-zA-Z]+=[A-Za-z0-9_.-]+)?)?$`)
+var mediaType = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}(; *[a-zA-Z]{1,64}=[A-Za-z0-9_.-]{1,64})?)?$`)
 
 func draftDue(d *draft, m sendRequest, now time.Time) error {
 	if m.ScheduledAt == "" {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path"
 	"strings"
 	"time"
 
@@ -26,8 +27,9 @@ import (
 const (
 	smtpRecipients = 150 // 50 each in To, Cc and Bcc
 	smtpIdle       = 5 * time.Minute
-	smtpParts      = 1000 // of a message, those that hold others included
-	smtpDepth      = 10   // of parts within parts
+	smtpWork       = time.Minute // for what a message leads to here
+	smtpParts      = 1000        // of a message, those that hold others included
+	smtpDepth      = 10          // of parts within parts
 )
 
 // Submission is SMTP submission (RFC 6409): the user is called anything, the
@@ -151,7 +153,7 @@ func (s *submission) Rcpt(to string, _ *smtp.RcptOptions) error {
 
 // Data implements smtp.Session. The 250 says that the email is on disk, and its id.
 func (s *submission) Data(body io.Reader) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), smtpWork)
 	defer cancel()
 	r := s.request(ctx, s.token)
 	if err := s.api.customer(sends)(ctx, http.Header{}, r); err != nil {
@@ -168,6 +170,10 @@ func (s *submission) Data(body io.Reader) error {
 	defer release()
 	body = http.MaxBytesReader(nil, io.NopCloser(body), size)
 	m, idempotencyKey, err := readMessage(body, s.recipients, s.api.CheckHeader)
+	// The message comes at the client's pace: the work on it begins when it is there.
+	ctx, cancel = context.WithTimeout(context.Background(), smtpWork)
+	defer cancel()
+	r.Request = r.WithContext(ctx)
 	if err != nil {
 		if told, ok := errors.AsType[*smtp.SMTPError](err); ok {
 			return told
@@ -206,25 +212,27 @@ func readMessage(body io.Reader, recipients []string, check func(name, value str
 	}
 	h := mail.Header{Header: e.Header}
 	m.envelope = recipients
-	if m.From, err = h.Text("From"); err != nil {
-		return m, "", err
-	}
 	if m.Subject, err = h.Subject(); err != nil {
 		return m, "", err
 	}
 	named := map[string]bool{}
-	for field, list := range map[string]*addresses{"To": &m.To, "Cc": &m.Cc, "Reply-To": &m.ReplyTo} {
+	var from addresses
+	for field, list := range map[string]*addresses{"From": &from, "To": &m.To, "Cc": &m.Cc, "Reply-To": &m.ReplyTo} {
 		parsed, err := h.AddressList(field)
 		if err != nil {
-			return m, "", err
+			return m, "", fmt.Errorf("%s: %w", field, err)
 		}
 		for _, a := range parsed {
-			*list = append(*list, a.String())
-			if field != "Reply-To" {
+			*list = append(*list, mailboxText(a))
+			if list == &m.To || list == &m.Cc {
 				named[lower(a.Address)] = true
 			}
 		}
 	}
+	if len(from) != 1 {
+		return m, "", fmt.Errorf("there are %d authors in From, not one", len(from))
+	}
+	m.From = from[0]
 	for _, to := range recipients {
 		if !named[lower(to)] {
 			m.Bcc = append(m.Bcc, to)
@@ -246,6 +254,17 @@ func readMessage(body io.Reader, recipients []string, check func(name, value str
 		}
 	}
 	return m, idempotencyKey, (&partReader{m: &m}).read(e, 1)
+}
+
+// mailboxText is a mailbox as a request has it, its name in plain UTF-8.
+func mailboxText(a *mail.Address) string {
+	switch {
+	case a.Name == "":
+		return a.Address
+	case !strings.ContainsAny(a.Name, "()<>[]:;@\\,.\""): // the specials of RFC 5322, 3.2.3
+		return a.Name + " <" + a.Address + ">"
+	}
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(a.Name) + `" <` + a.Address + ">"
 }
 
 // partReader takes a message apart.
@@ -296,7 +315,10 @@ func (p *partReader) leaf(e *message.Entity) error {
 		p.m.Text = &text
 		return nil
 	}
-	at := attachment{Filename: name, ContentType: kind, Content: data}
+	if !mediaType.MatchString(kind) {
+		kind = ""
+	}
+	at := attachment{Filename: fileName(name), ContentType: kind, Content: data}
 	if at.Filename == "" {
 		at.Filename = fmt.Sprintf("part-%d", p.parts)
 		if extensions, err := mime.ExtensionsByType(kind); err == nil && len(extensions) > 0 {
@@ -308,6 +330,26 @@ func (p *partReader) leaf(e *message.Entity) error {
 	}
 	p.m.Attachments = append(p.m.Attachments, at)
 	return nil
+}
+
+// fileName is the last part of a name that may be a path of any system, without what a file's
+// name cannot hold; empty if nothing is left.
+func fileName(name string) string {
+	name = name[strings.LastIndexAny(name, `/\`)+1:]
+	name = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == '"' {
+			return '_'
+		}
+		return r
+	}, name)
+	if len(name) > maxFilename {
+		ending := path.Ext(name)
+		if len(ending) > 20 {
+			ending = ""
+		}
+		name = strings.ToValidUTF8(name[:maxFilename-len(ending)], "") + ending
+	}
+	return name
 }
 
 // loginServer is AUTH LOGIN, which the library has no server for. A client may

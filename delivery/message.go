@@ -10,7 +10,6 @@ import (
 	"mime"
 	"mime/quotedprintable"
 	"path"
-	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -112,7 +111,7 @@ func (m Message) writeHeaders(w *writer) error {
 		{"To", to},
 		{"Cc", addressList(m.Cc)},
 		{"Reply-To", addressList(m.ReplyTo)},
-		{"Subject", headerText(m.Subject)},
+		{"Subject", subject(m.Subject)},
 		{"Message-ID", "<" + m.MessageID + ">"},
 		{"MIME-Version", "1.0"},
 	}
@@ -157,13 +156,33 @@ func headerText(s string) string {
 	}
 	// mime leaves ASCII as it is, but blanks at the ends would be lost, and "=?"
 	// would be read as an encoded word.
+	return encodedWords(s)
+}
+
+// subject is headerText of what also may have words that are longer than a line.
+func subject(s string) string {
+	for word := range strings.FieldsSeq(s) {
+		if len(word) > maxLine/2 {
+			return encodedWords(s)
+		}
+	}
+	return headerText(s)
+}
+
+// encodedWords encodes all of a text (RFC 2047, 4.2), each word whole characters.
+func encodedWords(s string) string {
 	var words []string
-	for chunk := range slices.Chunk([]byte(s), 20) {
+	for s != "" {
+		n := min(len(s), 20)
+		for n > 0 && n < len(s) && !utf8.RuneStart(s[n]) {
+			n--
+		}
+		n = max(n, 1)
 		word := "=?utf-8?q?"
-		for _, c := range chunk {
+		for _, c := range []byte(s[:n]) {
 			word += fmt.Sprintf("=%02X", c)
 		}
-		words = append(words, word+"?=")
+		words, s = append(words, word+"?="), s[n:]
 	}
 	return strings.Join(words, " ")
 }

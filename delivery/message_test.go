@@ -260,6 +260,16 @@ func TestBlindCopiesLeaveNoTrace(t *testing.T) {
 	}
 }
 
+func TestASubjectMayBeOneLongWord(t *testing.T) {
+	for _, text := range []string{strings.Repeat("x", 2000), "a " + strings.Repeat("=?x?=", 390) + " b", strings.Repeat("x", 999) + "ö"} {
+		m := plain()
+		m.Subject = text
+		if _, e := build(t, m); decoded(t, e, "Subject") != text {
+			t.Errorf("%q is read as %q", text, decoded(t, e, "Subject"))
+		}
+	}
+}
+
 func TestTextsInHeadersAreReadAsTheyWereWritten(t *testing.T) {
 	for _, text := range []string{
 		"", "Hello", "Grüße aus Köln", "日本語の件名がとても長いので、幾つかの語に分けて書かなければなりません。そうしないと行が長すぎます。",

@@ -233,7 +233,7 @@ func (p *partition) build(ctx context.Context, m *mail, due time.Time) ([]byte, 
 	if err := json.Unmarshal(plain, &content); err != nil {
 		return nil, fmt.Errorf("%w: %w", errBroken, err)
 	}
-	message, err := compose(env, content)
+	message, err := Compose(env, content)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errBroken, err)
 	}
@@ -250,8 +250,8 @@ func (p *partition) build(ctx context.Context, m *mail, due time.Time) ([]byte, 
 	return built, nil
 }
 
-// compose makes a message of what the customer asked for.
-func compose(env email.Envelope, content email.Content) (delivery.Message, error) {
+// Compose makes a message of what the customer asked for.
+func Compose(env email.Envelope, content email.Content) (delivery.Message, error) {
 	var faults []error
 	parse := func(texts []string) []delivery.Address {
 		var list []delivery.Address

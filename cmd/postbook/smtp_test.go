@@ -4,8 +4,11 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/mail"
 	"net/smtp"
 	"net/textproto"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -74,6 +77,78 @@ func TestSubmission(t *testing.T) {
 	if len(list.Data) != 1 {
 		t.Errorf("something was accepted: %+v", list.Data)
 	}
+}
+
+// What mail programs send, and the contract's JSON would not say so.
+func TestSubmissionsThatAreUnusual(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	for name, c := range map[string]struct {
+		message string
+		to      []string
+		shown   string // of To
+		files   string
+	}{
+		"blind copies only": {"To: undisclosed-recipients:;\nSubject: x\n\nhello\n", []string{"one@rcpt.test"}, "[]", ""},
+		"nobody named":      {"Subject: x\n\nhello\n", []string{"one@rcpt.test"}, "[]", ""},
+		"copies only":       {"Cc: one@rcpt.test\nSubject: x\n\nhello\n", []string{"one@rcpt.test"}, "[]", ""},
+		"names":             {"To: =?utf-8?q?Zo=C3=AB?= <one@rcpt.test>, \"Doe, \\\"J\\\"\" <two@rcpt.test>\nSubject: x\n\nhello\n", []string{"one@rcpt.test", "two@rcpt.test"}, `[Zoë <one@rcpt.test> "Doe, \"J\"" <two@rcpt.test>]`, ""},
+		"no subject":        {"To: one@rcpt.test\n\nhello\n", []string{"one@rcpt.test"}, "[one@rcpt.test]", ""},
+		"a file alone": {
+			"To: one@rcpt.test\nSubject: x\nContent-Type: application/pdf\nContent-Disposition: attachment; filename=\"C:\\\\to\\\\a/b \\\"1\\\".pdf\"\n\n%PDF\n",
+			[]string{"one@rcpt.test"},
+			"[one@rcpt.test]", "b _1_.pdf",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := i.submit(i.facts.SMTP.Password, "ada@"+devDomain, c.to, "From: =?utf-8?q?Ad=C3=A4?= <ada@"+devDomain+">\n"+c.message); err != nil {
+				t.Fatal(err)
+			}
+			var list struct {
+				Data []struct {
+					ID, From string
+					To       []string
+				}
+			}
+			i.ask("GET", "/emails?limit=1", nil).decode(t, &list)
+			e := list.Data[0]
+			if fmt.Sprint(e.To) != c.shown || e.From != "Adä <ada@"+devDomain+">" {
+				t.Errorf("%+v", e)
+			}
+			i.lastEvent(e.ID, "delivered")
+			raw := i.received(t, e.ID)
+			m, err := mail.ReadMessage(strings.NewReader(raw))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if from, err := m.Header.AddressList("From"); err != nil || from[0].Name != "Adä" {
+				t.Errorf("From is read as %v, %v", from, err)
+			}
+			if c.files != "" && !strings.Contains(raw, `filename="`+c.files+`"`) {
+				t.Errorf("the file is called otherwise:\n%s", raw)
+			}
+		})
+	}
+}
+
+// received is the message of an email as the sandbox got it.
+func (i *instance) received(t *testing.T, email string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(i.dir, "sandbox", "new", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		raw, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(raw), "Message-ID: <"+email) {
+			return string(raw)
+		}
+	}
+	t.Fatalf("the sandbox did not get %s", email)
+	return ""
 }
 
 func blind(n int) []string {
