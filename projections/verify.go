@@ -49,8 +49,8 @@ func (d Drift) String() string {
 	return s
 }
 
-// maxDrift bounds the rows that are listed of one table.
-const maxDrift = 1000
+// MaxDrift bounds the rows that are listed of one table.
+const MaxDrift = 1000
 
 func verifying(m Model) string { return "verifying_" + m.Name }
 
@@ -320,8 +320,8 @@ func compare(ctx context.Context, tx pgx.Tx, aside *Runner, m Model, table strin
 		if err != nil {
 			return nil, err
 		}
-		if keys = append(keys, differing(have, want)...); len(keys) >= maxDrift {
-			keys = keys[:maxDrift]
+		if keys = append(keys, differing(have, want)...); len(keys) >= MaxDrift {
+			keys = keys[:MaxDrift]
 			break
 		}
 		some, rows = nil, 0
@@ -430,7 +430,7 @@ func differences(m Model, table string, found, expected map[string]map[string]js
 	slices.Sort(keys)
 	var all []Drift
 	for _, k := range keys {
-		if len(all) == maxDrift {
+		if len(all) == MaxDrift {
 			break
 		}
 		d := Drift{Model: m.Name, Table: table, Key: k}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,6 +38,29 @@ func TestAnEditedRowIsFoundByItself(t *testing.T) {
 			out, err := i.postbook("events", "show", "platform.readmodel."+model)
 			if err != nil || !strings.Contains(out, "readmodel.drifted") || !strings.Contains(out, field) || strings.Contains(out, "Mallory") {
 				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+	}
+	// Whoever puts the row back, and edits it in the same way once more, is found once more.
+	for _, step := range []struct {
+		sql  string
+		want []string
+	}{
+		{"update accounts set blocked = false, name = 'Development'", []string{"drifted", "cleared"}},
+		{"update accounts set blocked = true, name = 'Mallory'", []string{"drifted", "cleared", "drifted"}},
+	} {
+		if _, err := db.Exec(t.Context(), step.sql); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, time.Minute, func() error {
+			out, err := i.postbook("events", "show", "platform.readmodel.accounts")
+			var got []string
+			for _, m := range regexp.MustCompile(`readmodel\.(drifted|cleared|repaired)`).FindAllStringSubmatch(out, -1) {
+				got = append(got, m[1])
+			}
+			if err != nil || !slices.Equal(got, step.want) {
+				return fmt.Errorf("after %q there is %v: %v", step.sql, got, err)
 			}
 			return nil
 		})

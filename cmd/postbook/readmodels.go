@@ -99,9 +99,6 @@ func (s *server) verifyIfDue(ctx context.Context, verifier *projections.Rebuilde
 	w.marks = marks
 	w.next = time.Now().Add(min(max(verifyShare*took, verifyLeast), verifyMost))
 	w.again = time.Now().Add(afterMarks * took)
-	if len(drift) == 0 {
-		return nil
-	}
 	for _, d := range drift[:min(len(drift), 10)] {
 		s.log.Error("a row was changed behind the log's back", "table", d.Table, "row", d.Key, "kind", d.Kind)
 	}
@@ -111,9 +108,10 @@ func (s *server) verifyIfDue(ctx context.Context, verifier *projections.Rebuilde
 	return nil
 }
 
-// reportDrift puts on record which rows differ, but not what is in them.
+// reportDrift puts on record which rows differ, but not what is in them, and which no
+// longer do.
 func reportDrift(ctx context.Context, store *eventstore.Store, by domain.Authority, m projections.Model, drift []projections.Drift) error {
-	report := readmodel.Report{Authority: by}
+	report := readmodel.Report{Authority: by, Some: len(drift) >= projections.MaxDrift}
 	for _, d := range drift {
 		row := readmodel.Drifted{Table: d.Table, Key: d.Key, Kind: string(d.Kind)}
 		for _, f := range d.Fields {
@@ -229,9 +227,6 @@ func (l lookingAtModels) look(ctx context.Context, m projections.Model) (drift [
 	}
 	if err := l.out.drift(m, drift, stopped, time.Since(begun)); err != nil {
 		return nil, nil, err
-	}
-	if len(drift) == 0 {
-		return nil, stopped, nil
 	}
 	if err := reportDrift(ctx, l.store, operator(time.Now()), m, drift); err != nil {
 		return nil, nil, fmt.Errorf("put on record what was found: %w", err)

@@ -6,6 +6,7 @@ package readmodel
 import (
 	"fmt"
 	"maps"
+	"slices"
 
 	"postbook.dev/postbook/domain"
 )
@@ -23,23 +24,34 @@ type Drifted struct {
 	Fields []string `json:"fields,omitempty"` // that differ; what they hold may be personal
 }
 
+// Cleared is a row that had drifted and is as the log makes it again: somebody put it back
+// by hand, or the model was built again. If it drifts once more, that is a new finding.
+type Cleared struct {
+	Table  string   `json:"table"`
+	Key    string   `json:"key"`
+	Kind   string   `json:"kind"`             // of the drift that is over
+	Fields []string `json:"fields,omitempty"` // of the drift that is over
+}
+
 // Repaired says that rows were put back as the log makes them.
 type Repaired struct {
 	Rows int `json:"rows"`
 }
 
 func (Drifted) isEvent()  {}
+func (Cleared) isEvent()  {}
 func (Repaired) isEvent() {}
 
 // Catalogue lists the facts about read models.
 var Catalogue = domain.Catalogue{
 	domain.FactOf[Drifted]("readmodel.drifted", 1, "A row of a read model was changed behind the log's back."),
+	domain.FactOf[Cleared]("readmodel.cleared", 1, "A row of a read model that had drifted is as the log makes it again."),
 	domain.FactOf[Repaired]("readmodel.repaired", 1, "Rows of a read model were put back as the log makes them."),
 }
 
-// State is what is known of a read model, since it was last repaired.
+// State is what differs from the log, as far as it is known.
 type State struct {
-	Drifted map[string]bool
+	Drifted map[string]Drifted
 }
 
 // Stream names the aggregate of a read model.
@@ -59,6 +71,7 @@ type Command interface {
 type Report struct {
 	domain.Authority
 	Rows []Drifted
+	Some bool // differ beside these
 }
 
 // Repair says that rows were put back.
@@ -87,16 +100,26 @@ func decide(s State, c Command) ([]Event, error) {
 	switch c := c.(type) {
 	case Report:
 		var events []Event
+		still := map[string]bool{}
 		for _, row := range c.Rows {
-			switch {
-			case row.Table == "" || row.Kind == "":
+			if row.Table == "" || row.Kind == "" {
 				return nil, domain.RefuseField(domain.Missing, "rows", "A row that differs has a table, and something that was done to it.")
-			case s.Drifted[row.String()]:
-				continue
 			}
-			events = append(events, row)
+			still[row.String()] = true
+			if _, known := s.Drifted[row.String()]; !known {
+				events = append(events, row)
+			}
 		}
-		return events[:min(len(events), MaxRows)], nil
+		events = events[:min(len(events), MaxRows)]
+		if c.Some {
+			return events, nil
+		}
+		for _, name := range slices.Sorted(maps.Keys(s.Drifted)) {
+			if !still[name] && len(events) < MaxRows {
+				events = append(events, Cleared(s.Drifted[name]))
+			}
+		}
+		return events, nil
 	case Repair:
 		switch {
 		case c.Rows < 1:
@@ -117,10 +140,13 @@ func evolve(s State, e Event) State {
 	case Drifted:
 		known := maps.Clone(s.Drifted)
 		if known == nil {
-			known = map[string]bool{}
+			known = map[string]Drifted{}
 		}
-		known[e.String()] = true
+		known[e.String()] = e
 		s.Drifted = known
+	case Cleared:
+		s.Drifted = maps.Clone(s.Drifted)
+		delete(s.Drifted, Drifted(e).String())
 	case Repaired:
 		s.Drifted = nil
 	}
