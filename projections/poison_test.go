@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/access"
 	"postbook.dev/postbook/domain/account"
 	"postbook.dev/postbook/domain/catalogue"
 	"postbook.dev/postbook/eventstore"
@@ -151,4 +152,32 @@ func fillTexts(v reflect.Value, text string) {
 		v.Set(reflect.New(v.Type().Elem()))
 		fillTexts(v.Elem(), text)
 	}
+}
+
+// A model that stopped because of rows that somebody had put there goes on when it was
+// built again, without a restart.
+func TestAStoppedModelGoesOnWhenItWasBuiltAgain(t *testing.T) {
+	w := newWorld(t)
+	defer w.run(t)()
+	c := eventstore.Commit{Stream: domain.Stream{Account: "acme", Kind: "access", ID: uuid.NewString()}, By: operator(), Events: []domain.Event{
+		access.Answered{Route: "GET /emails", Method: "GET", Path: "/emails", Status: 200},
+	}}
+	must(w.writer.Exec(t.Context(), "insert into requests select (jsonb_populate_record(r, jsonb_build_object('id', $1::text))).* from requests r limit 1", c.Stream.ID))(t)
+	if err := w.store.Record(t.Context(), eventstore.Access, "acme", []eventstore.Commit{c}, true); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, 20*time.Second, func() error {
+		for _, s := range must(projections.Status(t.Context(), w.writer, w.store, time.Now()))(t) {
+			if s.Model == "requests" && s.State != projections.Stopped {
+				return fmt.Errorf("it is %s", s.State)
+			}
+		}
+		return nil
+	})
+	requests := must(projections.Find("requests"))(t)
+	if err := w.rebuilder(t).Rebuild(t.Context(), requests, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.fill(t)
+	w.await(t, requests)
 }

@@ -68,7 +68,7 @@ func (b *Rebuilder) Rebuild(ctx context.Context, m Model, progress func(done, to
 		if _, err := aside.catchUp(ctx, m, nil); err != nil {
 			return err
 		}
-		if err := b.swapWhenFree(ctx, m, aside); err != nil {
+		if err := b.whenFree(ctx, m, func() error { return b.swap(ctx, m, aside) }); err != nil {
 			return fmt.Errorf("projections: put %s in its place: %w", m.Name, err)
 		}
 		if progress != nil {
@@ -107,29 +107,36 @@ func (b *Rebuilder) Confirm(ctx context.Context, m Model) error {
 // themselves.
 func (b *Rebuilder) Revert(ctx context.Context, m Model) error {
 	err := b.alone(ctx, building(m), func(ctx context.Context) error {
-		return pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, "select from public.checkpoints where model = $1 order by log for update", m.Name); err != nil {
-				return err
-			}
-			for _, table := range m.Tables {
-				var there bool
-				if err := tx.QueryRow(ctx, "select to_regclass($1) is not null", named(retired, table)).Scan(&there); err != nil {
-					return err
-				}
-				if !there {
-					return errors.New("there is nothing to go back to")
-				}
-				if _, err := tx.Exec(ctx, "drop table "+named(live, table)+"; alter table "+named(retired, table)+" set schema public"); err != nil {
-					return err
-				}
-			}
-			return copyCheckpoints(ctx, tx, m, retired, live)
+		return b.whenFree(ctx, m, func() error {
+			return pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error { return revert(ctx, tx, m) })
 		})
 	})
 	if err != nil {
 		return fmt.Errorf("projections: go back to the earlier %s: %w", m.Name, err)
 	}
 	return nil
+}
+
+func revert(ctx context.Context, tx pgx.Tx, m Model) error {
+	if _, err := tx.Exec(ctx, "set local lock_timeout = '2s'"); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, "select from public.checkpoints where model = $1 order by log for update", m.Name); err != nil {
+		return err
+	}
+	for _, table := range m.Tables {
+		var there bool
+		if err := tx.QueryRow(ctx, "select to_regclass($1) is not null", named(retired, table)).Scan(&there); err != nil {
+			return err
+		}
+		if !there {
+			return errors.New("there is nothing to go back to")
+		}
+		if _, err := tx.Exec(ctx, "drop table "+named(live, table)+"; alter table "+named(retired, table)+" set schema public"); err != nil {
+			return err
+		}
+	}
+	return copyCheckpoints(ctx, tx, m, retired, live)
 }
 
 // alone does something in a schema that nobody else may do meanwhile.
@@ -185,20 +192,11 @@ func (b *Rebuilder) prepare(ctx context.Context, m Model, schema string) error {
 // other indexes, which are faster made when the rows are there.
 func copyShape(ctx context.Context, tx pgx.Tx, schema, table string) error {
 	var options string
-	var key *string
-	err := tx.QueryRow(ctx, `
-		select coalesce(array_to_string(c.reloptions, ', '), ''), (
-			select format('constraint %I %s', k.conname, pg_get_constraintdef(k.oid))
-			from pg_constraint k where k.conrelid = c.oid and k.contype = 'p')
-		from pg_class c where c.oid = $1::regclass`, named(live, table)).Scan(&options, &key)
+	err := tx.QueryRow(ctx, "select coalesce(array_to_string(reloptions, ', '), '') from pg_class where oid = $1::regclass", named(live, table)).Scan(&options)
 	if err != nil {
 		return err
 	}
-	parts := "like " + named(live, table) + " including all excluding indexes"
-	if key != nil {
-		parts += ", " + *key
-	}
-	create := "create table " + named(schema, table) + " (" + parts + ")"
+	create := "create table " + named(schema, table) + " (like " + named(live, table) + " including all excluding indexes, primary key (" + keyOf(table) + "))"
 	if options != "" {
 		create += " with (" + options + ")"
 	}
@@ -247,20 +245,24 @@ func (b *Rebuilder) aside(ctx context.Context, m Model, schema string) (*Runner,
 	return NewRunner(pool, b.store, b.log, m), nil
 }
 
-const lockNotAvailable = "55P03"
+// PostgreSQL's codes for tables that somebody else holds.
+const (
+	lockNotAvailable = "55P03"
+	deadlock         = "40P01"
+)
 
 // swapPause is how long readers have the tables to themselves between two tries.
 const swapPause = time.Second
 
-// swapWhenFree swaps as soon as nobody reads the live tables for long, such as a
-// verification. Whoever wants to read them waits behind each try, which is short.
-func (b *Rebuilder) swapWhenFree(ctx context.Context, m Model, aside *Runner) error {
+// whenFree does something to the live tables as soon as nobody holds them for long, as a
+// verification does. Whoever wants to read them waits behind each try, which is short.
+func (b *Rebuilder) whenFree(ctx context.Context, m Model, try func() error) error {
 	for {
-		err := b.swap(ctx, m, aside)
-		if fault, ok := errors.AsType[*pgconn.PgError](err); !ok || fault.Code != lockNotAvailable {
+		err := try()
+		if fault, ok := errors.AsType[*pgconn.PgError](err); !ok || fault.Code != lockNotAvailable && fault.Code != deadlock {
 			return err
 		}
-		b.log.Info("a read model that was built waits for somebody who reads the earlier one", "model", m.Name)
+		b.log.Info("a change of a read model's tables waits for somebody who reads them", "model", m.Name)
 		select {
 		case <-time.After(swapPause):
 		case <-ctx.Done():

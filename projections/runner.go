@@ -45,13 +45,13 @@ func (r *Runner) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, m := range r.models {
 		group.Go(func() error {
-			if err := r.persist(ctx, m.Name, func() error { return r.begin(ctx, m) }); err != nil {
+			if err := r.persist(ctx, m.Name, "", func() error { return r.begin(ctx, m) }); err != nil {
 				return err
 			}
 			logs, ctx := errgroup.WithContext(ctx)
 			for _, log := range m.Logs(r.store) {
 				logs.Go(func() error {
-					return r.persist(ctx, m.Name, func() error { return r.follow(ctx, m, log, 0, nil) })
+					return r.persist(ctx, m.Name, log, func() error { return r.follow(ctx, m, log, 0, nil) })
 				})
 			}
 			return logs.Wait()
@@ -60,8 +60,9 @@ func (r *Runner) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// persist tries until it works, the context ends, or an entry cannot be applied.
-func (r *Runner) persist(ctx context.Context, model string, try func() error) error {
+// persist tries until it works or the context ends. After an entry that cannot be applied
+// it waits until somebody has built the model again.
+func (r *Runner) persist(ctx context.Context, model, log string, try func() error) error {
 	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
 		err := try()
 		switch {
@@ -73,8 +74,11 @@ func (r *Runner) persist(ctx context.Context, model string, try func() error) er
 			wait = 0 // somebody has built the model again: go on from where it is now
 		case errors.Is(err, errPoison):
 			r.log.Error("a read model has stopped", "model", model, "error", err)
-			<-ctx.Done()
-			return ctx.Err()
+			if err := r.released(ctx, model, log); err != nil {
+				return err
+			}
+			r.log.Info("a read model goes on", "model", model, "log", log)
+			wait = 0
 		default:
 			r.log.Warn("a read model waits", "model", model, "error", err)
 		}
@@ -84,6 +88,22 @@ func (r *Runner) persist(ctx context.Context, model string, try func() error) er
 			return ctx.Err()
 		}
 		wait = max(wait, retryFirst/2)
+	}
+}
+
+// released waits until a model that has stopped on a log does not stand there any more.
+func (r *Runner) released(ctx context.Context, model, log string) error {
+	for {
+		select {
+		case <-time.After(retryMost):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		var stopped bool
+		err := r.pool.QueryRow(ctx, "select exists (select from checkpoints where model = $1 and log = $2 and error <> '')", model, log).Scan(&stopped)
+		if err == nil && !stopped {
+			return nil
+		}
 	}
 }
 
@@ -135,7 +155,7 @@ func (r *Runner) apply(ctx context.Context, m Model, log string, known uint64, e
 		return r.apply(ctx, m, log, entries[half-1].Seq, entries[half:])
 	case errors.Is(err, errPoison):
 		err = fmt.Errorf("%s %d: %w", log, entries[0].Seq, err)
-		_, noting := r.pool.Exec(ctx, "update checkpoints set error = $3 where model = $1 and log = $2", m.Name, log, err.Error())
+		_, noting := r.pool.Exec(ctx, "update checkpoints set error = $3 where model = $1 and log = $2 and seq < $4", m.Name, log, err.Error(), entries[0].Seq)
 		return errors.Join(err, noting)
 	case err != nil:
 		return fmt.Errorf("projections: %s on %s: %w", m.Name, log, err)

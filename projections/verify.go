@@ -63,6 +63,9 @@ func (b *Rebuilder) Verify(ctx context.Context, m Model, progress func(done, tot
 	if err != nil || len(found) > 0 {
 		return found, err
 	}
+	if found, err = b.keyless(ctx, m); err != nil {
+		return nil, err
+	}
 	err = b.alone(ctx, verifying(m), func(ctx context.Context) error {
 		return b.compared(ctx, m, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, "", progress, func(tx pgx.Tx, aside *Runner) (err error) {
 			for _, table := range m.Tables {
@@ -117,36 +120,69 @@ func (b *Rebuilder) beyond(ctx context.Context, m Model) ([]Drift, error) {
 	return found, nil
 }
 
-// Repair puts back the rows that differ, as the log makes them.
+// primaryKey is the field of a finding about a table that has lost its primary key. Such a
+// table can have two rows where there should be one.
+const primaryKey = "primary key"
+
+// keyless finds tables whose primary key is not what it was made to be.
+func (b *Rebuilder) keyless(ctx context.Context, m Model) ([]Drift, error) {
+	var found []Drift
+	for _, table := range m.Tables {
+		var has string
+		err := b.pool.QueryRow(ctx, `
+			select coalesce(string_agg(a.attname, ', ' order by a.attnum), '') from pg_constraint k
+			join pg_attribute a on a.attrelid = k.conrelid and a.attnum = any(k.conkey)
+			where k.conrelid = $1::regclass and k.contype = 'p'`, named(live, table)).Scan(&has)
+		if err != nil {
+			return nil, fmt.Errorf("projections: look for the primary key of %s: %w", table, err)
+		}
+		if has != keyOf(table) {
+			found = append(found, Drift{m.Name, table, "*", Edited, []Difference{{primaryKey, fmt.Appendf(nil, "%q", has), fmt.Appendf(nil, "%q", keyOf(table))}}})
+		}
+	}
+	return found, nil
+}
+
+// Repair puts back the rows that differ, as the log makes them, and primary keys.
 func (b *Rebuilder) Repair(ctx context.Context, m Model, drift []Drift) error {
 	err := b.alone(ctx, verifying(m), func(ctx context.Context) error {
-		return b.compared(ctx, m, pgx.TxOptions{}, "for update", nil, func(tx pgx.Tx, _ *Runner) error {
-			for _, table := range m.Tables {
-				var keys []string
-				for _, d := range drift {
-					if d.Table == table {
-						keys = append(keys, d.Key)
+		return b.whenFree(ctx, m, func() error {
+			return b.compared(ctx, m, pgx.TxOptions{}, "for update", nil, func(tx pgx.Tx, _ *Runner) error {
+				for _, table := range m.Tables {
+					if err := repairTable(ctx, tx, m, table, drift); err != nil {
+						return err
 					}
 				}
-				key, err := keyOf(ctx, tx, table)
-				if err != nil {
-					return err
-				}
-				where := " x where " + key + " = any($1)"
-				if _, err := tx.Exec(ctx, "delete from "+named(live, table)+where, keys); err != nil {
-					return err
-				}
-				if _, err := tx.Exec(ctx, "insert into "+named(live, table)+" select * from "+named(verifying(m), table)+where, keys); err != nil {
-					return err
-				}
-			}
-			return nil
+				return nil
+			})
 		})
 	})
 	if err != nil {
 		return fmt.Errorf("projections: repair %s: %w", m.Name, err)
 	}
 	return nil
+}
+
+func repairTable(ctx context.Context, tx pgx.Tx, m Model, table string, drift []Drift) error {
+	into, from, key := named(live, table), named(verifying(m), table), keyOf(table)
+	var keys []string
+	for _, d := range drift {
+		if d.Table != table {
+			continue
+		}
+		if len(d.Fields) == 1 && d.Fields[0].Field == primaryKey {
+			// There may be rows with the key of others: all are put back.
+			_, err := tx.Exec(ctx, "set local lock_timeout = '2s'; truncate "+into+"; alter table "+into+" drop constraint if exists "+table+"_pkey, add primary key ("+key+"); insert into "+into+" select * from "+from)
+			return err
+		}
+		keys = append(keys, d.Key)
+	}
+	where := " x where x." + key + " = any($1)"
+	if _, err := tx.Exec(ctx, "delete from "+into+where, keys); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, "insert into "+into+" select * from "+from+where, keys)
+	return err
 }
 
 // compared calls do with a transaction in which the live tables are as they were
@@ -256,27 +292,13 @@ func checkpoints(ctx context.Context, q querier, schema string, m Model, lock st
 // buckets is how many parts of a table are compared by their hashes alone.
 const buckets = 1024
 
-// keyOf is an expression for the primary key of a row called x.
-func keyOf(ctx context.Context, q querier, table string) (string, error) {
-	rows, err := q.Query(ctx, `
-		select a.attname from pg_constraint k
-		cross join unnest(k.conkey) with ordinality as c (attnum, place)
-		join pg_attribute a on a.attrelid = k.conrelid and a.attnum = c.attnum
-		where k.conrelid = $1::regclass and k.contype = 'p' order by c.place`, named(live, table))
-	if err != nil {
-		return "", err
+// keyOf is the column that names the rows of a table. The table itself is not asked:
+// whoever edits rows could have dropped its key before.
+func keyOf(table string) string {
+	if table == "api_key_usage" {
+		return "key_id"
 	}
-	columns, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return "", err
-	}
-	if len(columns) == 0 {
-		return "", fmt.Errorf("%s has no primary key", table)
-	}
-	for i, c := range columns {
-		columns[i] = "x." + pgx.Identifier{c}.Sanitize() + "::text"
-	}
-	return strings.Join(columns, " || '/' || "), nil
+	return "id"
 }
 
 // hashesAtOnce bounds the rows whose hashes are in memory at a time.
@@ -288,10 +310,7 @@ const hashesAtOnce = 100_000
 // hashes are, and of rows that differ the fields. However many differ, memory is
 // bounded.
 func compare(ctx context.Context, tx pgx.Tx, aside *Runner, m Model, table string) ([]Drift, error) {
-	key, err := keyOf(ctx, tx, table)
-	if err != nil {
-		return nil, err
-	}
+	key := "x." + keyOf(table)
 	c := comparison{key: key, bucket: fmt.Sprintf("(hashtextextended(%s, 0) & %d)", key, buckets-1), seed: rand.Int64()}
 	found, err := c.parts(ctx, tx, named(live, table))
 	if err != nil {
