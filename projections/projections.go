@@ -21,6 +21,10 @@ type Model struct {
 	Logs    func(*eventstore.Store) []string
 	Tables  []string
 
+	// ages are the columns that say of when a row is, of tables whose logs forget their
+	// oldest entries.
+	ages map[string]string
+
 	// apply writes the entries, each of which it gets once and in its log's
 	// order. What it writes comes from the entries alone, never from a clock, so
 	// that building a model again gives the same rows.

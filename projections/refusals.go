@@ -12,7 +12,7 @@ import (
 
 // refusals holds every command that was refused.
 var refusals = Model{
-	Name: "refusals", Version: 1, Tables: []string{"refusals"},
+	Name: "refusals", Version: 1, Tables: []string{"refusals"}, ages: map[string]string{"refusals": "created_at"},
 	Logs:  func(*eventstore.Store) []string { return []string{eventstore.Asked} },
 	apply: applyRefusals,
 }

@@ -14,7 +14,7 @@ import (
 // requests holds every request that was answered, and when each API key was used
 // last.
 var requests = Model{
-	Name: "requests", Version: 1, Tables: []string{"requests", "api_key_usage"},
+	Name: "requests", Version: 1, Tables: []string{"requests", "api_key_usage"}, ages: map[string]string{"requests": "created_at", "api_key_usage": "last_used_at"},
 	Logs:  func(*eventstore.Store) []string { return []string{eventstore.Access} },
 	apply: applyRequests,
 }
@@ -109,15 +109,13 @@ func writeUsage(ctx context.Context, tx pgx.Tx, usage map[string]*KeyUse) error 
 	}
 	var ids, accounts []string
 	var lasts []time.Time
-	var uses []int64
 	for id, u := range usage {
-		ids, accounts, lasts, uses = append(ids, id), append(accounts, u.Account), append(lasts, u.Last), append(uses, u.Uses)
+		ids, accounts, lasts = append(ids, id), append(accounts, u.Account), append(lasts, u.Last)
 	}
 	_, err := tx.Exec(ctx, `
-		insert into api_key_usage (key_id, account_id, last_used_at, uses)
-		select * from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[])
-		on conflict (key_id) do update
-		set last_used_at = excluded.last_used_at, uses = api_key_usage.uses + excluded.uses`, ids, accounts, lasts, uses)
+		insert into api_key_usage (key_id, account_id, last_used_at)
+		select * from unnest($1::text[], $2::text[], $3::timestamptz[])
+		on conflict (key_id) do update set last_used_at = excluded.last_used_at`, ids, accounts, lasts)
 	return err
 }
 

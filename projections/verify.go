@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -63,13 +64,17 @@ func (b *Rebuilder) Verify(ctx context.Context, m Model, progress func(done, tot
 	if err != nil || len(found) > 0 {
 		return found, err
 	}
+	oldest, err := b.oldest(ctx, m)
+	if err != nil {
+		return nil, err
+	}
 	if found, err = b.keyless(ctx, m); err != nil {
 		return nil, err
 	}
 	err = b.alone(ctx, verifying(m), func(ctx context.Context) error {
 		return b.compared(ctx, m, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, "", progress, func(tx pgx.Tx, aside *Runner) (err error) {
 			for _, table := range m.Tables {
-				drift, err := compare(ctx, tx, aside, m, table)
+				drift, err := compare(ctx, tx, aside, m, table, oldest)
 				if err != nil {
 					return fmt.Errorf("compare %s: %w", table, err)
 				}
@@ -289,6 +294,43 @@ func checkpoints(ctx context.Context, q querier, schema string, m Model, lock st
 	return at, nil
 }
 
+// settled is how much later than the oldest entry of a log a row is, of which one can be
+// sure that its entry is still there: rows have their writers' time, and entries the log's.
+const settled = time.Hour
+
+// oldest is when the oldest entry of a model's logs was recorded, and zero if none was
+// forgotten.
+func (b *Rebuilder) oldest(ctx context.Context, m Model) (time.Time, error) {
+	var at time.Time
+	if len(m.ages) == 0 {
+		return at, nil
+	}
+	for _, log := range m.Logs(b.store) {
+		s, err := b.store.Stats(ctx, log)
+		if err != nil {
+			return at, err
+		}
+		if s.First > 1 && s.From.After(at) {
+			at = s.From
+		}
+	}
+	return at, nil
+}
+
+// Forget deletes the rows of entries that the log no longer has.
+func (b *Rebuilder) Forget(ctx context.Context, m Model) error {
+	at, err := b.oldest(ctx, m)
+	if err != nil || at.IsZero() {
+		return err
+	}
+	for table, column := range m.ages {
+		if _, err := b.pool.Exec(ctx, "delete from "+named(live, table)+" where "+column+" < $1", at.Add(-settled)); err != nil {
+			return fmt.Errorf("projections: forget old rows of %s: %w", table, err)
+		}
+	}
+	return nil
+}
+
 // buckets is how many parts of a table are compared by their hashes alone.
 const buckets = 1024
 
@@ -309,9 +351,14 @@ const hashesAtOnce = 100_000
 // know before, so that a row cannot be made to fit; of parts that differ the rows'
 // hashes are, and of rows that differ the fields. However many differ, memory is
 // bounded.
-func compare(ctx context.Context, tx pgx.Tx, aside *Runner, m Model, table string) ([]Drift, error) {
+// Rows from before what the log still has are passed over.
+func compare(ctx context.Context, tx pgx.Tx, aside *Runner, m Model, table string, oldest time.Time) ([]Drift, error) {
 	key := "x." + keyOf(table)
-	c := comparison{key: key, bucket: fmt.Sprintf("(hashtextextended(%s, 0) & %d)", key, buckets-1), seed: rand.Int64()}
+	where := "true"
+	if column := m.ages[table]; column != "" && !oldest.IsZero() {
+		where = "x." + column + " >= '" + oldest.Add(settled).UTC().Format(time.RFC3339Nano) + "'"
+	}
+	c := comparison{where: where, key: key, bucket: fmt.Sprintf("(hashtextextended(%s, 0) & %d)", key, buckets-1), seed: rand.Int64()}
 	found, err := c.parts(ctx, tx, named(live, table))
 	if err != nil {
 		return nil, err
@@ -361,8 +408,8 @@ func compare(ctx context.Context, tx pgx.Tx, aside *Runner, m Model, table strin
 
 // comparison is how the rows of a table are compared.
 type comparison struct {
-	key, bucket string // expressions, of a row x
-	seed        int64
+	where, key, bucket string // expressions, of a row x
+	seed               int64
 }
 
 // part is what the rows of a bucket come to.
@@ -372,7 +419,7 @@ type part struct {
 }
 
 func (c comparison) parts(ctx context.Context, q querier, table string) (map[int64]part, error) {
-	rows, err := q.Query(ctx, "select "+c.bucket+", count(*), sum(hashtextextended(x::text, $1))::text from "+table+" x group by 1", c.seed)
+	rows, err := q.Query(ctx, "select "+c.bucket+", count(*), sum(hashtextextended(x::text, $1))::text from "+table+" x where "+c.where+" group by 1", c.seed)
 	if err != nil {
 		return nil, err
 	}
@@ -388,7 +435,7 @@ func (c comparison) parts(ctx context.Context, q querier, table string) (map[int
 
 // rows are the hashes of the rows of some buckets, by their keys.
 func (c comparison) rows(ctx context.Context, q querier, table string, some []int64) (map[string]int64, error) {
-	rows, err := q.Query(ctx, "select "+c.key+", hashtextextended(x::text, $1) from "+table+" x where "+c.bucket+" = any($2)", c.seed, some)
+	rows, err := q.Query(ctx, "select "+c.key+", hashtextextended(x::text, $1) from "+table+" x where "+c.where+" and "+c.bucket+" = any($2)", c.seed, some)
 	if err != nil {
 		return nil, err
 	}
@@ -421,7 +468,7 @@ func differing(have, want map[string]int64) []string {
 
 // fields are the rows of some keys, field by field.
 func (c comparison) fields(ctx context.Context, q querier, table string, keys []string) (map[string]map[string]json.RawMessage, error) {
-	rows, err := q.Query(ctx, "select "+c.key+", to_jsonb(x) from "+table+" x where "+c.key+" = any($1)", keys)
+	rows, err := q.Query(ctx, "select "+c.key+", to_jsonb(x) from "+table+" x where "+c.where+" and "+c.key+" = any($1)", keys)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/access"
@@ -20,6 +22,7 @@ import (
 	"postbook.dev/postbook/domain/apikey"
 	"postbook.dev/postbook/domain/sender"
 	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/internal/testenv"
 	"postbook.dev/postbook/projections"
 )
 
@@ -322,5 +325,71 @@ func TestALostPrimaryKeyHidesNothing(t *testing.T) {
 	}
 	if got := w.dump(t); got != want {
 		t.Errorf("after all repairs:\n%.1500s\nwant\n%.1500s", got, want)
+	}
+}
+
+// A log that has forgotten its oldest entries takes their rows with it: they are no drift,
+// and go. What came since is held against the log as ever.
+func TestRowsOfWhatTheLogHasForgotten(t *testing.T) {
+	w := newWorld(t)
+	defer w.run(t)()
+	requests, verifier := must(projections.Find("requests"))(t), w.rebuilder(t)
+	owner := must(pgxpool.New(t.Context(), w.db.Owner))(t)
+	defer owner.Close()
+	answered := func(key string, at time.Time) {
+		t.Helper()
+		by := operator()
+		by.Actor = domain.Actor{Kind: domain.APIKey, ID: key}
+		c := eventstore.Commit{Stream: domain.Stream{Account: "acme", Kind: "access", ID: uuid.NewString()}, By: by, At: at, Events: []domain.Event{
+			access.Answered{Route: "GET /emails", Method: "GET", Path: "/" + key, Status: 200},
+		}}
+		if err := w.store.Record(t.Context(), eventstore.Access, "acme", []eventstore.Commit{c}, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answered("old", time.Now().Add(-400*24*time.Hour))
+	answered("both", time.Now().Add(-400*24*time.Hour))
+
+	js := must(jetstream.New(must(nats.Connect(w.store.URL()))(t)))(t)
+	stream := must(js.Stream(t.Context(), eventstore.Access))(t)
+	config := stream.CachedInfo().Config
+	config.MaxAge, config.Duplicates = 100*time.Millisecond, 100*time.Millisecond
+	must(js.UpdateStream(t.Context(), config))(t)
+	testenv.Eventually(t, 20*time.Second, func() error {
+		if n := must(stream.Info(t.Context()))(t).State.Msgs; n > 0 {
+			return fmt.Errorf("%d entries are still there", n)
+		}
+		return nil
+	})
+	config.MaxAge, config.Duplicates = 0, 0
+	must(js.UpdateStream(t.Context(), config))(t)
+	answered("both", time.Now().Add(2*time.Hour)) // a moment after the oldest is not yet held against it
+	answered("new", time.Now().Add(2*time.Hour))
+	w.await(t, requests)
+
+	verified := func() []projections.Drift {
+		t.Helper()
+		if err := verifier.Anew(t.Context(), requests); err != nil {
+			t.Fatal(err)
+		}
+		return must(verifier.Verify(t.Context(), requests, nil))(t)
+	}
+	if drift := verified(); len(drift) > 0 {
+		t.Errorf("forgotten rows are taken for %v", drift)
+	}
+	must(owner.Exec(t.Context(), "update requests set status = 500 where path = '/new'; delete from api_key_usage where key_id = 'both'"))(t)
+	drift := verified()
+	if len(drift) != 2 || drift[0].Kind != projections.Edited || drift[1].Kind != projections.Deleted {
+		t.Errorf("found are %v", drift)
+	}
+	if err := verifier.Repair(t.Context(), requests, drift); err != nil {
+		t.Fatal(err)
+	}
+	if err := verifier.Forget(t.Context(), requests); err != nil {
+		t.Fatal(err)
+	}
+	left := must(pgx.CollectRows(must(owner.Query(t.Context(), "select path from requests where created_at < now() - interval '1 day' union all select key_id from api_key_usage order by 1"))(t), pgx.RowTo[string]))(t)
+	if fmt.Sprint(left) != "[both key1 new]" {
+		t.Errorf("left are %v", left)
 	}
 }

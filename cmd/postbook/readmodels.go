@@ -80,16 +80,16 @@ func (s *server) verifyIfDue(ctx context.Context, verifier *projections.Rebuilde
 	if !due && begun.Before(w.again) {
 		return nil
 	}
+	if due && begun.After(w.anew) {
+		if err := errors.Join(verifier.Forget(ctx, w.model), verifier.Anew(ctx, w.model)); err != nil {
+			return err
+		}
+		w.anew = begun.Add(verifyMost)
+	}
 	// Without marks, the model is still verified when that is due.
 	marks, err := verifier.Marks(ctx, w.model)
 	if !due && (err != nil || marks == w.marks) {
 		return err
-	}
-	if begun.After(w.anew) {
-		if err := verifier.Anew(ctx, w.model); err != nil {
-			return err
-		}
-		w.anew = begun.Add(verifyMost)
 	}
 	drift, err := verifier.Verify(ctx, w.model, nil)
 	if err != nil {
