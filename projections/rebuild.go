@@ -163,18 +163,11 @@ func (b *Rebuilder) alone(ctx context.Context, schema string, do func(context.Co
 }
 
 // prepare makes the schema and the tables of a model beside the live one, unless they
-// are there from an earlier try of this version.
+// are there from an earlier try.
 func (b *Rebuilder) prepare(ctx context.Context, m Model, schema string) error {
 	return pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error {
-		var begun bool
-		if err := tx.QueryRow(ctx, "select to_regclass($1) is not null", named(schema, "checkpoints")).Scan(&begun); err != nil {
+		if begun, err := b.begun(ctx, tx, m, schema); begun || err != nil {
 			return err
-		}
-		if begun {
-			var same bool
-			if err := tx.QueryRow(ctx, "select coalesce(bool_and(version = $1), true) from "+named(schema, "checkpoints"), m.Version).Scan(&same); err != nil || same {
-				return err
-			}
 		}
 		if _, err := tx.Exec(ctx, "drop schema if exists "+schema+" cascade; create schema "+schema+"; create table "+named(schema, "checkpoints")+" (like public.checkpoints including all)"); err != nil {
 			return err
@@ -186,6 +179,28 @@ func (b *Rebuilder) prepare(ctx context.Context, m Model, schema string) error {
 		}
 		return nil
 	})
+}
+
+// begun reports whether a schema has tables that can be gone on with: of this version, and
+// of this log, which may have been put back to an earlier state.
+func (b *Rebuilder) begun(ctx context.Context, tx pgx.Tx, m Model, schema string) (bool, error) {
+	var ok bool
+	if err := tx.QueryRow(ctx, "select to_regclass($1) is not null", named(schema, "checkpoints")).Scan(&ok); err != nil || !ok {
+		return false, err
+	}
+	if err := tx.QueryRow(ctx, "select coalesce(bool_and(version = $1), true) from "+named(schema, "checkpoints"), m.Version).Scan(&ok); err != nil || !ok {
+		return false, err
+	}
+	at, err := checkpoints(ctx, tx, schema, m, "")
+	if err != nil {
+		return false, err
+	}
+	for log, seq := range at {
+		if head, err := b.store.Head(ctx, log); err != nil || seq > head {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // copyShape makes a table like the live one, with its primary key and without its

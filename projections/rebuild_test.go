@@ -241,6 +241,27 @@ func (l lines) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
+// What was being built when the log was put back to an earlier state is not gone on with.
+func TestBuildingBeginsAnewAfterTheLogWasPutBack(t *testing.T) {
+	w := newWorld(t)
+	w.run(t)()
+	want := w.dump(t)
+	rebuilder, emails := w.rebuilder(t), must(projections.Find("emails"))(t)
+	ctx, crash := context.WithCancel(t.Context())
+	if err := rebuilder.Rebuild(ctx, emails, func(uint64, uint64) { crash() }); err == nil {
+		t.Fatal("it was built")
+	}
+	owner := must(pgxpool.New(t.Context(), w.db.Owner))(t)
+	defer owner.Close()
+	must(owner.Exec(t.Context(), "update building_emails.checkpoints set seq = 1000000"))(t)
+	if err := rebuilder.Rebuild(t.Context(), emails, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.dump(t); got != want {
+		t.Error("it is not what it was")
+	}
+}
+
 // A checkpoint that somebody has moved behind the end of its log does not keep its
 // model from being built again.
 func TestAMovedCheckpointIsNotWaitedFor(t *testing.T) {

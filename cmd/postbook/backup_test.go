@@ -16,9 +16,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"postbook.dev/postbook/backup"
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/internal/testenv"
+	"postbook.dev/postbook/migrations"
 )
 
 // load sends mails until it is stopped, and notes who each one that was
@@ -530,5 +533,34 @@ func TestABackupNeedsItsArchive(t *testing.T) {
 	}
 	if out, err := i.elsewhere(t).postbook("restore", path); err == nil || !strings.Contains(out, "the archive lacks ") {
 		t.Errorf("restored beside an archive with a segment missing: %v\n%s", err, out)
+	}
+}
+
+// A database of one's own outlives its log: nothing in it is believed that was read from
+// the log before.
+func TestARestoredLogHasItsReadModelsBuiltAgain(t *testing.T) {
+	t.Parallel()
+	url := testenv.Postgres(t).Owner
+	if err := migrations.Apply(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	db, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(t.Context())
+	_, err = db.Exec(t.Context(), `
+		insert into checkpoints (model, log, version) values ('emails', 'MAIL_00', 1);
+		create schema building_emails; create schema verifying_emails; create schema retired; create table retired.emails ()`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := forgetTables(t.Context(), Config{DatabaseURL: url}); err != nil {
+		t.Fatal(err)
+	}
+	var version, schemas int
+	err = db.QueryRow(t.Context(), "select (select version from checkpoints), (select count(*) from pg_namespace where nspname ~ '^(building|verifying)_|^retired$')").Scan(&version, &schemas)
+	if err != nil || version != 0 || schemas != 0 {
+		t.Errorf("version %d, %d schemas are left, %v", version, schemas, err)
 	}
 }

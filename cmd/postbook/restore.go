@@ -562,7 +562,17 @@ func forgetTables(ctx context.Context, cfg Config) error {
 	if err := db.QueryRow(ctx, "select to_regclass('checkpoints') is not null").Scan(&there); err != nil || !there {
 		return err
 	}
-	if _, err := db.Exec(ctx, "update checkpoints set version = 0"); err != nil {
+	// Also what was being built, is compared with, or can be gone back to.
+	_, err = db.Exec(ctx, `
+		update checkpoints set version = 0;
+		do $$
+		declare aside text;
+		begin
+		  for aside in select nspname from pg_namespace where nspname like 'building\_%' or nspname like 'verifying\_%' or nspname = 'retired' loop
+		    execute format('drop schema %I cascade', aside);
+		  end loop;
+		end $$`)
+	if err != nil {
 		return fmt.Errorf("have the read models built again: %w", err)
 	}
 	return nil
