@@ -33,7 +33,8 @@ type Following struct {
 // after f.After on, and goes on as new ones arrive. It ends with the error of the
 // context or of apply, or with nil at f.StopAt. It survives the loss of the
 // connection. What has left the stream comes from the archive, without a gap or
-// a repeat where they meet, wherever that is by then.
+// a repeat where they meet, wherever that is by then; what was forgotten without one
+// is passed over.
 func (s *Store) Follow(ctx context.Context, f Following, apply func(context.Context, []Entry) error) error {
 	if f.MaxBatch == 0 {
 		f.MaxBatch = 1000
@@ -47,6 +48,11 @@ func (s *Store) Follow(ctx context.Context, f Following, apply func(context.Cont
 		}
 		if f.StopAt > 0 && f.After >= f.StopAt {
 			return nil
+		}
+		if f.StopAt > 0 && Aged(f.Log) {
+			if state, err := s.state(ctx, f.Log); err != nil || state.FirstSeq > f.StopAt {
+				return err
+			}
 		}
 		if f.After, err = s.followStream(ctx, f, apply); !errors.Is(err, errTrimmed) {
 			return err

@@ -123,6 +123,9 @@ func (r *Runner) follow(ctx context.Context, m Model, log string, stopAt uint64,
 	if err != nil {
 		return err
 	}
+	if at, err = r.passOver(ctx, m, log, at, stopAt); err != nil {
+		return err
+	}
 	f := eventstore.Following{Log: log, After: at, MaxBatch: maxBatch, Linger: linger, StopAt: stopAt}
 	return r.store.Follow(ctx, f, func(ctx context.Context, entries []eventstore.Entry) error {
 		for stopAt > 0 && len(entries) > 0 && entries[len(entries)-1].Seq > stopAt {
@@ -140,6 +143,29 @@ func (r *Runner) follow(ctx context.Context, m Model, log string, stopAt uint64,
 		}
 		return nil
 	})
+}
+
+// passOver moves a checkpoint, up to stopAt if that is not 0, over what a log has forgotten:
+// nothing may be left that moves it.
+func (r *Runner) passOver(ctx context.Context, m Model, log string, at, stopAt uint64) (uint64, error) {
+	if len(m.ages) == 0 {
+		return at, nil
+	}
+	stats, err := r.store.Stats(ctx, log)
+	if err != nil {
+		return at, fmt.Errorf("projections: %s on %s: %w", m.Name, log, err)
+	}
+	to := max(stats.First, 1) - 1
+	if stopAt > 0 {
+		to = min(to, stopAt)
+	}
+	if to <= at {
+		return at, nil
+	}
+	if _, err := r.pool.Exec(ctx, "update checkpoints set seq = $3 where model = $1 and log = $2 and seq < $3", m.Name, log, to); err != nil {
+		return at, fmt.Errorf("projections: pass over what %s has forgotten: %w", log, err)
+	}
+	return to, nil
 }
 
 // apply writes the entries that come after the checkpoint, and moves it. Of those

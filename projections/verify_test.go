@@ -361,6 +361,24 @@ func TestRowsOfWhatTheLogHasForgotten(t *testing.T) {
 		}
 		return nil
 	})
+	// Nothing is left, and nobody waits for it.
+	if err := w.rebuilder(t).Rebuild(t.Context(), requests, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := verifier.Anew(t.Context(), requests); err != nil {
+		t.Fatal(err)
+	}
+	if drift := must(verifier.Verify(t.Context(), requests, nil))(t); len(drift) > 0 {
+		t.Errorf("with nothing left: %v", drift)
+	}
+	head := must(w.store.Head(t.Context(), eventstore.Access))(t)
+	err := w.store.Follow(t.Context(), eventstore.Following{Log: eventstore.Access, StopAt: head}, func(context.Context, []eventstore.Entry) error { return nil })
+	if err != nil {
+		t.Error(err)
+	}
+	if err := w.rebuilder(t).Revert(t.Context(), requests); err != nil {
+		t.Fatal(err)
+	}
 	config.MaxAge, config.Duplicates = 0, 0
 	must(js.UpdateStream(t.Context(), config))(t)
 	answered("both", time.Now().Add(2*time.Hour)) // a moment after the oldest is not yet held against it
