@@ -20,7 +20,7 @@ import (
 
 // Point is a place in the history of the platform: for each log, the last entry that
 // lies before it. An instant is one, by the time at which the server stored an entry:
-// what was stored at that very instant has happened. An event is one too: it and what
+// what was stored at that very instant, or in the millisecond that it names, has happened. An event is one too: it and what
 // comes before it in its log have happened, and of the other logs what was stored up
 // to then.
 type Point struct {
@@ -57,6 +57,9 @@ func (r *Replay) Resolve(ctx context.Context, text string) (Point, error) {
 		return r.now(ctx)
 	}
 	if t, err := time.Parse(time.RFC3339Nano, text); err == nil {
+		if t.Nanosecond()%int(time.Millisecond) == 0 {
+			t = t.Add(time.Millisecond - 1) // as times are printed, all of it is meant
+		}
 		return r.atInstant(ctx, t)
 	}
 	if log, number, ok := strings.Cut(text, "/"); ok {

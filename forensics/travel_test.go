@@ -67,6 +67,11 @@ func TestAPointMayLieWithinACommit(t *testing.T) {
 			t.Errorf("as of %s its state is %+v", c.point, s)
 		}
 	}
+	// The time that is printed of a point is one that it can be asked for by.
+	printed, _, _ := strings.Cut(must(r.Resolve(t.Context(), sent[2].ID.String()))(t).String(), " ")
+	if e, ok := at(t, r, printed, "acme").Email(id); !ok || e.Last != "delivered" {
+		t.Errorf("as of %s it is %+v", printed, e)
+	}
 	w.accept("acme")
 	if h := must(r.Email(t.Context(), must(r.Resolve(t.Context(), "LEDGER/1"))(t), id))(t); len(h.Events) != 0 {
 		t.Errorf("before it was accepted the email has %d events", len(h.Events))

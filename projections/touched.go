@@ -91,29 +91,27 @@ func (b *Rebuilder) counted(ctx context.Context, m Model) (now Marks, err error)
 	return now, nil
 }
 
-// ToReplay is how many entries a verification of a model has to read first: all,
-// unless there was one before.
-func (b *Rebuilder) ToReplay(ctx context.Context, m Model) (uint64, error) {
+// ToReplay is how many entries a verification of a model has to read first, of how many
+// there are: all, unless there was one before.
+func (b *Rebuilder) ToReplay(ctx context.Context, m Model) (left, all uint64, err error) {
 	at := map[string]uint64{}
 	var begun bool
 	if err := b.pool.QueryRow(ctx, "select to_regclass($1) is not null", named(verifying(m), "checkpoints")).Scan(&begun); err != nil {
-		return 0, fmt.Errorf("projections: look for an earlier verification of %s: %w", m.Name, err)
+		return 0, 0, fmt.Errorf("projections: look for an earlier verification of %s: %w", m.Name, err)
 	}
 	if begun {
-		var err error
 		if at, err = checkpoints(ctx, b.pool, verifying(m), m, ""); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
-	var left uint64
 	for _, log := range m.Logs(b.store) {
 		head, err := b.store.Head(ctx, log)
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
-		left += head - min(at[log], head)
+		left, all = left+head-min(at[log], head), all+head
 	}
-	return left, nil
+	return left, all, nil
 }
 
 // counting is a transaction that counts the rows it writes.

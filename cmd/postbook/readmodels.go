@@ -47,12 +47,16 @@ func (s *server) watchReadModels(ctx context.Context) error {
 	verifier := projections.NewRebuilder(s.maker, s.store, s.log)
 	models := make([]*watched, len(projections.Models))
 	for i, m := range projections.Models {
-		models[i] = &watched{model: m}
-		if left, err := verifier.ToReplay(ctx, m); err != nil || left > muchReplay {
-			models[i].next = time.Now().Add(afterStart)
-			models[i].again = models[i].next
+		w := &watched{model: m}
+		left, all, err := verifier.ToReplay(ctx, m)
+		if err != nil || left > muchReplay {
+			w.next = time.Now().Add(afterStart)
+			w.again = w.next
 		}
-		models[i].anew = models[i].next.Add(verifyMost)
+		if err != nil || all > muchReplay {
+			w.anew = time.Now().Add(afterStart)
+		}
+		models[i] = w
 	}
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
