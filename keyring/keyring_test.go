@@ -3,6 +3,7 @@ package keyring
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -116,7 +117,9 @@ func TestForgettingDestroysExactlyTheKeysThatWereNamed(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		store := newMemory()
 		k := open(t, store)
-		if err := k.Create(t.Context(), "a"); err != nil {
+		keys := newKeyset()
+		keys.step = rapid.SampledFrom([]uint8{narrowStep, wideStep}).Draw(rt, "step")
+		if err := k.save(t.Context(), "a", keys, 0); err != nil {
 			rt.Fatal(err)
 		}
 		a, _ := k.Account(t.Context(), "a")
@@ -160,6 +163,29 @@ func TestForgettingDestroysExactlyTheKeysThatWereNamed(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What was sealed before a change of the derivation opens after it: these are the
+// keys that the first keysets made, and those that they make now.
+func TestKeysStayAsTheyWere(t *testing.T) {
+	for step, want := range map[uint8]string{
+		narrowStep: "e441908ccc69b30a9d75764957b7d95920120a67dda0edcfacf9c5f6db837c5d",
+		wideStep:   "da6c847758b59673047264beaa421d5b2e4634e3e4d8d6b79f415a58dc745918",
+	} {
+		k := newKeyset()
+		k.step = step
+		k.trees[Body][0].seed = [seedSize]byte{7}
+		for _, forgotten := range []string{"", "another", "a third"} {
+			k.forget(Body, forgotten)
+			read, err := unmarshal(k.marshal())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if key, err := read.key(Body, "mail"); err != nil || hex.EncodeToString(key) != want {
+				t.Errorf("of step %d, without %q: %x, %v; want %s", step, forgotten, key, err, want)
+			}
+		}
+	}
 }
 
 func TestTwoProcessesForgetAtTheSameTime(t *testing.T) {
@@ -286,10 +312,13 @@ func TestUnknownLocationsOfTheRootKeyAreRefused(t *testing.T) {
 }
 
 func FuzzKeyset(f *testing.F) {
-	k := newKeyset()
-	k.forget(Body, "x")
-	f.Add(k.marshal())
-	f.Add([]byte{version})
+	for _, step := range []uint8{narrowStep, wideStep} {
+		k := newKeyset()
+		k.step = step
+		k.forget(Body, "x")
+		f.Add(k.marshal())
+		f.Add([]byte{step})
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		k, err := unmarshal(b)
 		if err == nil && !bytes.Equal(k.marshal(), b) {

@@ -14,10 +14,10 @@ import (
 )
 
 // A keyset derives all keys of one account. The key of a subject is a leaf of a
-// binary tree whose root is one seed, after Goldreich, Goldwasser and Micali
-// ("How to construct random functions", 1986): each node's two children are
-// hashes of it, and the path to a leaf is a hash of the subject's name. Nothing
-// has to be stored for a new subject.
+// tree whose root is one seed, after Goldreich, Goldwasser and Micali ("How to
+// construct random functions", 1986): each node's children are hashes of it, and
+// the path to a leaf is a hash of the subject's name. Nothing has to be stored for
+// a new subject.
 //
 // To forget a subject, the seed above its leaf is replaced by the seeds beside
 // the path to it. Every other leaf can still be derived, and this one cannot:
@@ -25,6 +25,7 @@ import (
 // et al., 2013), as Aviram, Gellert and Jager use it for forward secrecy of
 // session tickets (2019).
 type keyset struct {
+	step  uint8  // bits of the path that one level of the trees takes
 	index []byte // key of the blind index
 	mac   []byte // key of MACs
 	trees map[Class][]node
@@ -40,11 +41,16 @@ type node struct {
 const (
 	seedSize = 32
 	leafBits = 64 // two subjects of an account share a leaf with probability 2^-64 n²
-	version  = 1
+
+	// wideStep is the step of new keysets. Of two bits a key takes half the hashes that
+	// it takes of one, and what is forgotten leaves half as many seeds again; of four it
+	// would be a quarter, and four times as many. What was written with a step of one
+	// opens with nothing else.
+	narrowStep, wideStep = 1, 2
 )
 
 func newKeyset() *keyset {
-	k := &keyset{index: make([]byte, seedSize), mac: make([]byte, seedSize), trees: map[Class][]node{}}
+	k := &keyset{step: wideStep, index: make([]byte, seedSize), mac: make([]byte, seedSize), trees: map[Class][]node{}}
 	_, _ = rand.Read(k.index) // never fails
 	_, _ = rand.Read(k.mac)
 	for _, c := range classes {
@@ -62,14 +68,18 @@ func leaf(subject string) uint64 {
 }
 
 // child is the seed of one of a node's children.
-func child(seed [seedSize]byte, bit byte) [seedSize]byte {
+func child(seed [seedSize]byte, turn uint64) [seedSize]byte {
 	var in [seedSize + 1]byte
 	copy(in[:], seed[:])
-	in[seedSize] = bit
+	in[seedSize] = byte(turn)
 	return sha256.Sum256(in[:])
 }
 
-func bitAt(path uint64, depth uint8) byte { return byte(path >> (leafBits - 1 - depth) & 1) }
+// turn is the child, of the node at this depth above the leaf, that the leaf lies
+// below.
+func (k *keyset) turn(path uint64, depth uint8) uint64 {
+	return path << depth >> (leafBits - k.step)
+}
 
 // covers reports whether the leaf at path lies below the node.
 func (n node) covers(path uint64) bool {
@@ -106,8 +116,8 @@ func (k *keyset) key(class Class, subject string) ([]byte, error) {
 		return nil, ErrErased
 	}
 	seed := nodes[at].seed
-	for depth := nodes[at].depth; depth < leafBits; depth++ {
-		seed = child(seed, bitAt(path, depth))
+	for depth := nodes[at].depth; depth < leafBits; depth += k.step {
+		seed = child(seed, k.turn(path, depth))
 	}
 	return seed[:], nil
 }
@@ -124,21 +134,25 @@ func (k *keyset) forget(class Class, subject string) bool {
 	n := nodes[at]
 	var beside []node
 	seed := n.seed
-	for depth := n.depth; depth < leafBits; depth++ {
-		bit := bitAt(path, depth)
-		mask := uint64(1) << (leafBits - 1 - depth)
-		prefix := (path &^ (mask - 1) &^ mask) | (uint64(1-bit) * mask)
-		beside = append(beside, node{prefix: prefix, depth: depth + 1, seed: child(seed, 1-bit)})
-		seed = child(seed, bit)
+	for depth := n.depth; depth < leafBits; depth += k.step {
+		own := k.turn(path, depth)
+		parent := path &^ (math.MaxUint64 >> depth)
+		for turn := range uint64(1) << k.step {
+			if turn != own {
+				prefix := parent | turn<<(leafBits-k.step-depth)
+				beside = append(beside, node{prefix: prefix, depth: depth + k.step, seed: child(seed, turn)})
+			}
+		}
+		seed = child(seed, own)
 	}
 	slices.SortFunc(beside, func(a, b node) int { return cmp.Compare(a.prefix, b.prefix) })
 	k.trees[class] = slices.Concat(nodes[:at], beside, nodes[at+1:])
 	return true
 }
 
-// marshal writes a keyset: a version, two keys, and the trees.
+// marshal writes a keyset: its step, two keys, and the trees.
 func (k *keyset) marshal() []byte {
-	b := []byte{version}
+	b := []byte{k.step}
 	b = append(append(b, k.index...), k.mac...)
 	for _, c := range classes {
 		nodes := k.trees[c]
@@ -156,10 +170,10 @@ var errKeyset = errors.New("keyring: the keyset is damaged")
 const nodeSize = 8 + 1 + seedSize
 
 func unmarshal(b []byte) (*keyset, error) {
-	if len(b) < 1+2*seedSize || b[0] != version {
+	if len(b) < 1+2*seedSize || b[0] != narrowStep && b[0] != wideStep {
 		return nil, errKeyset
 	}
-	k := &keyset{index: b[1 : 1+seedSize], mac: b[1+seedSize : 1+2*seedSize], trees: map[Class][]node{}}
+	k := &keyset{step: b[0], index: b[1 : 1+seedSize], mac: b[1+seedSize : 1+2*seedSize], trees: map[Class][]node{}}
 	b = b[1+2*seedSize:]
 	for _, c := range classes {
 		if len(b) < 4 {
@@ -175,7 +189,7 @@ func unmarshal(b []byte) (*keyset, error) {
 			n := &nodes[i]
 			n.prefix, n.depth = binary.BigEndian.Uint64(b), b[8]
 			copy(n.seed[:], b[9:nodeSize])
-			if n.depth > leafBits || n.depth < leafBits && n.prefix<<n.depth != 0 || i > 0 && n.prefix <= nodes[i-1].end() {
+			if n.depth > leafBits || n.depth%k.step != 0 || n.depth < leafBits && n.prefix<<n.depth != 0 || i > 0 && n.prefix <= nodes[i-1].end() {
 				return nil, errKeyset
 			}
 			b = b[nodeSize:]
