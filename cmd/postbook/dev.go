@@ -32,7 +32,7 @@ func (c devCommand) Run(ctx context.Context, cfg Config) error {
 	for {
 		err := c.once(ctx, cfg)
 		if !errors.Is(err, eventstore.ErrRepartitioned) || ctx.Err() != nil {
-			return err
+			return untilStopped(ctx, err)
 		}
 		c.Quiet = true
 	}
@@ -43,9 +43,12 @@ func (c devCommand) once(ctx context.Context, cfg Config) error {
 	log := cfg.logger()
 	begun := time.Now()
 	fmt.Printf("Starting Postbook in %s …\n", cfg.DataDir)
-	// Whoever waits for the file must not find that of an earlier run.
-	if err := os.Remove(cfg.path(devFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	// Whoever waits for the file must not find that of an earlier run; and not lose that
+	// of a server that is running, beside which this one will not start.
+	if _, ok := found(cfg); !ok {
+		if err := os.Remove(cfg.path(devFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	s, err := start(ctx, cfg, log)
 	if err != nil {

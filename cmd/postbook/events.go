@@ -62,7 +62,7 @@ func (c eventsTail) Run(ctx context.Context, cfg Config, out output) error {
 			})
 		}()
 	}
-	return <-errs
+	return untilStopped(ctx, <-errs)
 }
 
 func (o output) entries(entries []eventstore.Entry) error {

@@ -64,13 +64,27 @@ func main() {
 		kong.BindTo(ctx, (*context.Context)(nil)),
 	)
 	err := parsed.Run(cli.Config, output{json: cli.JSON})
-	if errors.Is(err, errUnsound) {
+	switch {
+	case err == nil:
+	case errors.Is(err, errUnsound):
 		os.Exit(1) // what was found has been printed
-	}
-	if err != nil && !errors.Is(err, context.Canceled) {
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		// What was not done is no success to whoever reads the exit status.
+		fmt.Fprintln(os.Stderr, "postbook: interrupted before the end")
+		os.Exit(128 + int(syscall.SIGINT))
+	default:
 		fmt.Fprintln(os.Stderr, "postbook:", err)
 		os.Exit(1)
 	}
+}
+
+// untilStopped is the error of a command that goes on until it is told to stop: to
+// have been told is none.
+func untilStopped(ctx context.Context, err error) error {
+	if !errors.Is(err, context.Canceled) || ctx.Err() == nil {
+		return err
+	}
+	return nil
 }
 
 // errUnsound ends a command whose check did not hold.

@@ -108,6 +108,12 @@ func TestMistypedValuesAreRefused(t *testing.T) {
 			t.Errorf("%v: %v\n%s", c.args, err, said)
 		}
 	}
+	// A refusal is not lost in the end of the server that the command runs by itself.
+	for range 5 {
+		if said, err := i.postbook("staff", "join", i.facts.Staff[0].Email); err == nil || !strings.Contains(said, "has joined already") {
+			t.Errorf("joined again: %v\n%s", err, said)
+		}
+	}
 	i.env = append(i.env, "POSTBOOK_HTTP_ADDR=")
 	if said, err := i.postbook("serve"); err == nil || !strings.Contains(said, "POSTBOOK_HTTP_ADDR: it is empty") {
 		t.Errorf("an empty address: %v\n%s", err, said)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"syscall"
 	"time"
 
 	"postbook.dev/postbook/api"
@@ -39,20 +40,32 @@ func (s *server) announce() error {
 	if err := seal.WriteFile(path, data, 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	s.atEnd(func(context.Context) error { return os.Remove(path) })
+	// The lock is what tells that this process runs: the kernel gives it up however the
+	// process ends, while its number can be another's by then.
+	lock, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	s.atEnd(func(context.Context) error { return errors.Join(os.Remove(path), lock.Close()) })
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil { // commands that look have it for a moment
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
 	return nil
 }
 
 // found returns the server that runs on the data directory, if there is one.
 func found(cfg Config) (running, bool) {
 	var r running
-	data, err := os.ReadFile(cfg.path(runningFile))
-	if err != nil || json.Unmarshal(data, &r) != nil {
+	f, err := os.Open(cfg.path(runningFile))
+	if err != nil {
 		return r, false
 	}
-	// A server that was killed leaves its file behind.
-	p, err := os.FindProcess(r.PID)
-	return r, err == nil && p.Signal(nullSignal) == nil
+	defer f.Close()
+	if json.NewDecoder(f).Decode(&r) != nil {
+		return r, false
+	}
+	// A server that was killed leaves its file behind, without the lock.
+	return r, errors.Is(syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB), syscall.EWOULDBLOCK)
 }
 
 // openLog opens the log for a command: beside a running server, or by itself.

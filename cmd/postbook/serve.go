@@ -18,7 +18,7 @@ func (c serveCommand) Run(ctx context.Context, cfg Config) error {
 	for {
 		err := c.once(ctx, cfg)
 		if !errors.Is(err, eventstore.ErrRepartitioned) || ctx.Err() != nil {
-			return err
+			return untilStopped(ctx, err)
 		}
 	}
 }

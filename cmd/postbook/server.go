@@ -344,11 +344,7 @@ func (s *server) run(ctx context.Context, ready func(context.Context) error) err
 	if err != nil {
 		group.Go(func() error { return err })
 	}
-	err = group.Wait()
-	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		return nil //nolint:nilerr // somebody asked for it
-	}
-	return err
+	return untilStopped(ctx, group.Wait())
 }
 
 func (s *server) startRoles(ctx context.Context, group *errgroup.Group) error {

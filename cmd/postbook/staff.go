@@ -112,13 +112,18 @@ func alone(ctx context.Context, cfg Config, do func(context.Context, *server) er
 	if err != nil {
 		return err
 	}
-	ctx, done := context.WithCancel(ctx)
-	defer done()
-	err = s.run(ctx, func(ctx context.Context) error {
-		defer done()
-		return do(ctx, s)
+	serving, end := context.WithCancel(ctx)
+	defer end()
+	begun, failed := false, error(nil)
+	err = s.run(serving, func(ctx context.Context) error {
+		defer end()
+		begun, failed = true, do(ctx, s)
+		return nil // the server is told to end: an error of this would race with that
 	})
-	return errors.Join(err, s.stop())
+	if !begun && err == nil {
+		err = ctx.Err()
+	}
+	return errors.Join(failed, err, s.stop())
 }
 
 // because is the operator's authority, with a reason.
