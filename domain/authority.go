@@ -47,7 +47,7 @@ var Authorities = Table{
 	"account.unblock":          {{Kind: Staff, Roles: []Role{Trust}, Vias: []Via{ViaAPI, ViaConsole, ViaCLI}, Reason: true, Fresh: true, Approvals: 1}},
 
 	"apikey.issue":  {customerKey, memberAdmin, operatorAtHost},
-	"apikey.revoke": {customerKey, memberAdmin, operatorAtHost},
+	"apikey.revoke": {customerKey, memberAdmin, operatorWithReason},
 
 	"name.take":    {customerKey, memberAdmin, operatorAtHost},
 	"name.release": {customerKey, memberAdmin, operatorAtHost},
@@ -90,10 +90,10 @@ var Authorities = Table{
 	"seal.rotate": {operatorAtHost},
 
 	"staff.join":  {operatorAtHost},
-	"staff.leave": {operatorAtHost},
+	"staff.leave": {operatorWithReason},
 
 	"member.join":  {operatorAtHost},
-	"member.leave": {operatorAtHost},
+	"member.leave": {operatorWithReason},
 }
 
 // Authorize checks that the table lets by issue verb against the aggregate

@@ -7,6 +7,8 @@ import (
 	"sort"
 	"strings"
 	"time"
+
+	"postbook.dev/postbook/domain"
 )
 
 // AccountSubject is the filter for everything of an account in a log: all its
@@ -25,6 +27,31 @@ func AccountSubject(log, account string) string {
 // ledger.
 func AccountKindSubject(account, kind string) string {
 	return "ledger." + account + "." + kind + ".*"
+}
+
+// AccountHistory is every event in the ledger of an account's aggregates, in order:
+// of itself, its keys, domains and members, of holds and erasures.
+func (s *Store) AccountHistory(ctx context.Context, account string) ([]domain.Recorded, error) {
+	if err := checkName(domain.Stream{Account: account, Kind: "account", ID: account}); err != nil {
+		return nil, err
+	}
+	subject := AccountSubject(Ledger, account)
+	last, err := s.Last(ctx, Ledger, subject)
+	if err != nil || last == 0 {
+		return nil, err
+	}
+	var history []domain.Recorded
+	f := Following{Log: Ledger, Subjects: []string{subject}, StopAt: last}
+	err = s.Follow(ctx, f, func(_ context.Context, entries []Entry) error {
+		for _, e := range entries {
+			if e.Err != nil {
+				return e.Err
+			}
+			history = append(history, e.Events...)
+		}
+		return nil
+	})
+	return history, err
 }
 
 // Before is the sequence of the last entry that a log took before t, 0 if there

@@ -20,7 +20,7 @@ type Following struct {
 	Subjects  []string      // only these, in which wildcards are allowed; none is all
 	MaxBatch  int           // entries handed over at once; 0 is 1,000
 	Linger    time.Duration // how long a batch may wait to fill; 0 hands over what is there
-	StopAt    uint64        // end when this sequence was handed over; 0 follows for ever
+	StopAt    uint64        // end when this sequence was handed over, which has to be on the subjects; 0 follows for ever
 	Undecoded bool          // leave the events out, and give the header instead
 
 	// Brief, if it is set, reads of each event its type, time, aggregate and actor

@@ -7,6 +7,7 @@ import (
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/account"
 	"postbook.dev/postbook/domain/member"
+	"postbook.dev/postbook/domain/retention"
 	"postbook.dev/postbook/eventstore"
 	"postbook.dev/postbook/projections"
 )
@@ -16,6 +17,7 @@ type Account struct {
 	projections.AccountRow
 	Blocking *Event `json:"blocking,omitempty"` // the event that blocked it, if it is blocked
 	Evidence string `json:"evidence,omitempty"`
+	Erasing  *Event `json:"erasing,omitempty"` // the event that asked for its erasure, which nothing takes back
 }
 
 // Key is an API key's row, and how it was used.
@@ -42,7 +44,7 @@ type ledgerRows struct {
 }
 
 // ledgerKinds are the kinds of aggregates whose rows there are.
-var ledgerKinds = []string{"account", "apikey", "sender", "member"}
+var ledgerKinds = []string{"account", "apikey", "sender", "member", "retention"}
 
 // ledgerSubjects are where these are in the ledger: an account's, or all.
 func ledgerSubjects(account string) []string {
@@ -98,6 +100,12 @@ func (l *ledgerRows) fold(rec domain.Recorded) {
 			l.members[id] = &Member{id, rec.Stream.Account, e.Email, e.Role, eventOf(rec)}
 		case member.Left:
 			delete(l.members, id)
+		}
+	case "retention":
+		a := l.accounts[rec.Stream.Account]
+		if e, ok := rec.Event.(retention.Requested); ok && e.Recipient == "" && a != nil {
+			by := eventOf(rec)
+			a.Erasing = &by
 		}
 	}
 }

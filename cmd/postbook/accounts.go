@@ -30,7 +30,7 @@ import (
 
 type accountsCommand struct {
 	Open           accountsOpen     `cmd:"" help:"Open an account and make its first API key, while no server runs. The key is printed once."`
-	Show           accountsShow     `cmd:"" help:"Tell everything that was done to an account, from the log."`
+	Show           accountsShow     `cmd:"" help:"Tell everything that was done to an account, its keys, domains and members, from the log."`
 	Block          accountsBlock    `cmd:"" help:"Stop an account's sending."`
 	RequestUnblock accountsRequest  `cmd:"" help:"Ask that an account may send again. Somebody else has to approve."`
 	Withdraw       accountsWithdraw `cmd:"" help:"Take a request back."`
@@ -161,12 +161,12 @@ func (c accountsShow) Run(ctx context.Context, cfg Config, out output) error {
 		return err
 	}
 	defer store.Close()
-	history, err := store.History(ctx, account.Stream(c.ID))
+	history, err := store.AccountHistory(ctx, c.ID)
 	if err != nil {
 		return err
 	}
 	if len(history) == 0 {
-		return fmt.Errorf("the log knows no account %s", c.ID)
+		return unknownAccount(c.ID)
 	}
 	for _, rec := range history {
 		if err := out.event(rec); err != nil {
@@ -175,11 +175,17 @@ func (c accountsShow) Run(ctx context.Context, cfg Config, out output) error {
 		if out.json {
 			continue
 		}
-		if data, err := json.Marshal(rec.Event); err == nil && string(data) != "{}" {
+		// What is in the others is for programs: keys, hashes, and what is sealed. Events
+		// show prints it.
+		data, err := json.Marshal(rec.Event)
+		if err != nil {
+			return fmt.Errorf("print %s/%d: %w", rec.Log, rec.Seq, err)
+		}
+		if rec.Stream == account.Stream(c.ID) && string(data) != "{}" {
 			fmt.Printf("    %s\n", data)
 		}
 		for _, a := range rec.By.Approvals {
-			fmt.Printf("    approved with %s, who asked in %s at %s\n", a.Actor, a.Event, a.At.Local().Format(time.DateTime))
+			fmt.Printf("    approved with %s, who asked in %s at %s\n", a.Actor, a.Event, a.At.UTC().Format(clock))
 		}
 	}
 	return nil

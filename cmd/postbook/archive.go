@@ -174,7 +174,7 @@ func (o output) archived(ctx context.Context, store *eventstore.Store, held *arc
 		all = append(all, st)
 		behind := strconv.FormatUint(st.Behind, 10)
 		if st.Behind > 0 {
-			behind += ", since " + st.Since.Local().Format(time.DateTime)
+			behind += ", since " + st.Since.UTC().Format(clock)
 		}
 		rows = append(rows, []string{
 			st.Log, strconv.Itoa(st.Segments), fmt.Sprintf("%.1f MB", float64(st.Bytes)/1e6),

@@ -138,7 +138,7 @@ func (s *server) printTimeline(ctx context.Context, account string, id uuid.UUID
 					continue
 				}
 				state = email.Decider.Evolve(state, fact)
-				fmt.Printf("  %s  %-16s %s/%d  by %s via %s\n", rec.Time.Local().Format("15:04:05.000"), rec.Type, rec.Log, rec.Seq, rec.By.Actor.Kind, rec.By.Via)
+				fmt.Printf("  %s  %-16s %s/%d  by %s via %s\n", rec.Time.UTC().Format("15:04:05.000Z"), rec.Type, rec.Log, rec.Seq, rec.By.Actor.Kind, rec.By.Via)
 			}
 		}
 		if state.Final() {

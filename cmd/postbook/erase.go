@@ -76,6 +76,9 @@ func (k keeper) known(ctx context.Context, id string) (bool, error) {
 	return state.Open, err
 }
 
+// unknownAccount is the error of a command about an account that there is not.
+func unknownAccount(id string) error { return fmt.Errorf("the log knows no account %q", id) }
+
 // subject is who a command is about: the blind index of an address, or nobody for
 // the whole account. The address is taken from standard input if it is a dash.
 func (k keeper) subject(ctx context.Context, id string, address *string) (index string, err error) {
@@ -259,6 +262,11 @@ func (c holdsList) Run(ctx context.Context, cfg Config, out output) error {
 		return err
 	}
 	defer store.Close()
+	if known, err := (keeper{store: store}).known(ctx, c.Account); err != nil {
+		return err
+	} else if !known {
+		return unknownAccount(c.Account)
+	}
 	history, err := store.History(ctx, retention.Stream(c.Account))
 	if err != nil {
 		return err
@@ -277,7 +285,7 @@ func (c holdsList) Run(ctx context.Context, cfg Config, out output) error {
 	}
 	var rows [][]string
 	for _, h := range holds {
-		rows = append(rows, []string{h.Hold.String(), h.Recipient, h.Since.Local().Format(time.DateTime), h.By, h.Reason})
+		rows = append(rows, []string{h.Hold.String(), h.Recipient, h.Since.UTC().Format(clock), h.By, h.Reason})
 	}
 	return out.table([]string{"HOLD", "RECIPIENT", "SINCE", "BY", "REASON"}, rows)
 }

@@ -352,6 +352,9 @@ func TestAnAccountIsErased(t *testing.T) {
 		}
 		return nil
 	})
+	if out, err := i.postbook("replay", "--at", "now", "--account", i.facts.AccountID); err != nil || !strings.Contains(out, "ERASED") || strings.Contains(out, "may send") {
+		t.Errorf("as of now: %v\n%s", err, out)
+	}
 	if out, err := i.postbook("accounts", "show", i.facts.AccountID); err != nil {
 		t.Errorf("its story: %v\n%s", err, out)
 	}

@@ -99,7 +99,7 @@ func chosen(store *eventstore.Store, names []string) ([]string, error) {
 }
 
 type eventsShow struct {
-	What  string `arg:"" help:"LOG/SEQUENCE, the id of an email, or an aggregate such as ACCOUNT.sender.ID."`
+	What  string `arg:"" help:"LOG/SEQUENCE, the id of an email or an account, or an aggregate such as ACCOUNT.sender.ID."`
 	Proof string `type:"path" help:"Also write the proof that LOG/SEQUENCE is in the sealed log to this file. postbook-proof checks it."`
 }
 
@@ -188,7 +188,14 @@ func (c eventsShow) find(ctx context.Context, store *eventstore.Store) ([]domain
 		if err != nil {
 			return nil, fmt.Errorf("%q is not a sequence", seq)
 		}
-		e, err := store.Read(ctx, strings.ToUpper(log), n)
+		logs, err := chosen(store, []string{log})
+		if err != nil {
+			return nil, err
+		}
+		if len(logs) > 1 {
+			return nil, fmt.Errorf("%q is several logs: choose from %s", log, strings.Join(logs, ", "))
+		}
+		e, err := store.Read(ctx, logs[0], n)
 		return e.Events, errors.Join(err, e.Err)
 	}
 	if of := strings.Split(c.What, "."); len(of) == 3 {
@@ -198,7 +205,11 @@ func (c eventsShow) find(ctx context.Context, store *eventstore.Store) ([]domain
 	if err != nil {
 		return nil, fmt.Errorf("%q is neither LOG/SEQUENCE, nor an id, nor an aggregate", c.What)
 	}
-	return emailHistory(ctx, store, id)
+	history, err := emailHistory(ctx, store, id)
+	if err != nil || len(history) > 0 {
+		return history, err
+	}
+	return store.AccountHistory(ctx, id.String())
 }
 
 // emailHistory finds an email's events by reading its partition from about the

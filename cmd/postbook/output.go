@@ -11,6 +11,9 @@ import (
 	"postbook.dev/postbook/domain"
 )
 
+// clock is how points in time are printed: in UTC, and as they can be asked for.
+const clock = "2006-01-02T15:04:05.000Z07:00"
+
 // output prints for people, or for programs.
 type output struct{ json bool }
 
@@ -68,6 +71,10 @@ func (o output) event(rec domain.Recorded) error {
 	if rec.By.Reason != "" {
 		why = fmt.Sprintf("  %q", rec.By.Reason)
 	}
-	_, err := fmt.Printf("%s  %-8s %8d  %-28s %s  by %s via %s (%s)%s\n", rec.Time.Local().Format("2006-01-02 15:04:05.000"), rec.Log, rec.Seq, rec.Type, rec.Stream, rec.By.Actor, rec.By.Via, rec.By.Auth, why)
+	from := ""
+	if rec.By.IP != "" {
+		from = " from " + rec.By.IP
+	}
+	_, err := fmt.Printf("%s  %-8s %8d  %-28s %s  by %s via %s%s (%s)%s\n", rec.Time.UTC().Format(clock), rec.Log, rec.Seq, rec.Type, rec.Stream, rec.By.Actor, rec.By.Via, from, rec.By.Auth, why)
 	return err
 }

@@ -46,7 +46,7 @@ func (c partitionsCommand) Run(ctx context.Context, cfg Config, out output) erro
 	for _, e := range epochs {
 		since := "the beginning"
 		if !e.Since.IsZero() {
-			since = e.Since.Local().Format(time.RFC3339)
+			since = e.Since.UTC().Format(clock)
 		}
 		rows = append(rows, []string{strconv.Itoa(e.Partitions), since})
 	}

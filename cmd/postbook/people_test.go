@@ -60,6 +60,31 @@ func TestPeopleAndKeysAreOutAtOnce(t *testing.T) {
 		t.Errorf("revoked again: %v\n%s", err, said)
 	}
 	testenv.Eventually(t, 10*time.Second, out("/emails", "Bearer "+i.facts.APIKey))
+	if said, err := i.postbook("accounts", "revoke-key", i.facts.AccountID, keys.Data[0].ID, "--reason", " "); err == nil || !strings.Contains(said, "Say why") {
+		t.Errorf("revoked without a reason: %v\n%s", err, said)
+	}
+
+	// The account's story has all of it, and nothing that a password could be guessed from.
+	said, err := i.postbook("accounts", "show", i.facts.AccountID)
+	if err != nil {
+		t.Fatalf("accounts show: %v\n%s", err, said)
+	}
+	for _, want := range []string{"account.opened", "sender.added", "apikey.issued", "apikey.revoked", "it was in a repository", "member.joined", "member.left", "they left the company"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("the story does not say %q:\n%s", want, said)
+		}
+	}
+	if strings.Contains(said, "argon2id") {
+		t.Errorf("the story has a password's hash:\n%s", said)
+	}
+	// A time is asked for as it is printed, wherever the operator is.
+	i.env = append(i.env, "TZ=America/New_York")
+	if again, err := i.postbook("accounts", "show", i.facts.AccountID); err != nil || again != said {
+		t.Errorf("elsewhere: %v\n%s", err, again)
+	}
+	if said, err := i.postbook("replay", "--account", i.facts.AccountID, "--at", strings.Fields(said)[0]); err != nil || !strings.Contains(said, "may send") {
+		t.Errorf("at the time of the first event: %v\n%s", err, said)
+	}
 	if said, err := i.postbook("accounts", "revoke-key", i.facts.AccountID, "0190b3f2-0000-7000-8000-000000000000", "--reason", "x"); err == nil {
 		t.Errorf("a key that is none was revoked: %s", said)
 	}
@@ -103,6 +128,12 @@ func TestMistypedValuesAreRefused(t *testing.T) {
 		{[]string{"verify", "--log", "--copy", t.TempDir()}, "holds no checkpoint"},
 		{[]string{"verify", "--read-models", "--model", "emial"}, `no read model called "emial"`},
 		{[]string{"accounts", "open", "Acme", "--email", "nobody"}, "no email address"},
+		{[]string{"accounts", "show", "bogus"}, `no account "bogus"`},
+		{[]string{"accounts", "remove-member", "bogus", "ada@acme.test", "--reason", "x"}, `no account "bogus"`},
+		{[]string{"holds", "list", "--account", "bogus"}, `no account "bogus"`},
+		{[]string{"staff", "leave", i.facts.Staff[0].Email, "--reason", ""}, "Say why"},
+		{[]string{"events", "show", "BOGUS/1"}, `no log "BOGUS"`},
+		{[]string{"events", "show", "MAIL/1"}, "choose from MAIL_00"},
 	} {
 		if said, err := i.postbook(c.args...); err == nil || !strings.Contains(said, c.want) {
 			t.Errorf("%v: %v\n%s", c.args, err, said)

@@ -217,9 +217,6 @@ func (o output) state(s *forensics.State, emails int, took time.Duration) {
 	o.work(s.Work, took)
 }
 
-// clock is how points in time are printed: in UTC, as they are asked for.
-const clock = "2006-01-02T15:04:05.000Z07:00"
-
 func (o output) account(a forensics.Account, at time.Time) {
 	verdict := "may send"
 	if a.Blocked {
@@ -231,6 +228,9 @@ func (o output) account(a forensics.Account, at time.Time) {
 			}
 			verdict += fmt.Sprintf(", %s/%d", b.Log, b.Seq)
 		}
+	}
+	if e := a.Erasing; e != nil {
+		verdict = fmt.Sprintf("ERASED at %s, by %s via %s, %q, %s/%d: its keys and members are out", e.Time.Format(clock), e.Actor, e.Via, e.Reason, e.Log, e.Seq)
 	}
 	fmt.Printf("account   %s %q, opened %s: %s\n", a.ID, a.Name, a.OpenedAt.Format(clock), verdict)
 }

@@ -44,6 +44,13 @@ func withPerson(ctx context.Context, cfg Config, kind domain.ActorKind, account,
 		return err
 	}
 	defer k.store.Close()
+	if account != domain.Platform {
+		if known, err := k.known(ctx, account); err != nil {
+			return err
+		} else if !known {
+			return unknownAccount(account)
+		}
+	}
 	keys, err := k.ring.Account(ctx, account)
 	if err != nil {
 		return err
