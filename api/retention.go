@@ -66,6 +66,9 @@ func (a *API) decideRetention(ctx context.Context, account, recipient, object st
 	body := retentionBody{Object: object, Account: account, Recipient: recipient}
 	if len(recorded) > 0 {
 		body.ID = recorded[0].ID.String()
+		if lifted, ok := recorded[0].Event.(retention.HoldLifted); ok {
+			body.ID = lifted.Hold.String()
+		}
 	}
 	return answer{status: status, body: body, wrote: true}, a.settled(ctx, account, recorded)
 }

@@ -224,14 +224,16 @@ func (a *API) commandAccount(ctx context.Context, _ *request, id string, c accou
 }
 
 type storyBody struct {
-	Object  string      `json:"object"`
-	ID      string      `json:"id"`
-	Blocked string      `json:"blocked"`
-	Story   []storyLine `json:"story"`
+	Object     string      `json:"object"`
+	ID         string      `json:"id"`
+	Blocked    bool        `json:"blocked"`
+	BlockedFor string      `json:"blocked_for,omitempty"` // the policy
+	Story      []storyLine `json:"story"`
 }
 
 type storyLine struct {
 	Event     string            `json:"event"`
+	Of        string            `json:"of"` // the aggregate
 	ID        string            `json:"id"`
 	Seq       uint64            `json:"seq"`
 	At        time.Time         `json:"at"`
@@ -242,7 +244,7 @@ type storyLine struct {
 	Auth      domain.Strength   `json:"auth"`
 	Reason    string            `json:"reason,omitempty"`
 	Approvals []domain.Approval `json:"approvals,omitempty"`
-	Data      domain.Event      `json:"data"`
+	Data      domain.Event      `json:"data,omitempty"` // of the account itself: keys' and members' have hashes in them
 }
 
 // accountStory tells everything that was done to an account, from the log.
@@ -251,7 +253,7 @@ func (a *API) accountStory(ctx context.Context, r *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	history, err := a.Store.History(ctx, account.Stream(id))
+	history, err := a.Store.AccountHistory(ctx, id)
 	if err != nil {
 		return answer{}, err
 	}
@@ -259,12 +261,16 @@ func (a *API) accountStory(ctx context.Context, r *request) (answer, error) {
 		return answer{}, notFound("Account not found")
 	}
 	known, _ := a.Directory.Account(id)
-	body := storyBody{Object: "account", ID: id, Blocked: known.Blocked}
+	body := storyBody{Object: "account", ID: id, Blocked: known.Blocked != "", BlockedFor: known.Blocked}
 	for _, rec := range history {
-		body.Story = append(body.Story, storyLine{
-			rec.Type, rec.ID.String(), rec.Seq, rec.Time, rec.By.Actor.String(), rec.By.Role, rec.By.Via,
-			rec.By.IP, rec.By.Auth, rec.By.Reason, rec.By.Approvals, rec.Event,
-		})
+		line := storyLine{
+			rec.Type, rec.Stream.String(), rec.ID.String(), rec.Seq, rec.Time, rec.By.Actor.String(), rec.By.Role, rec.By.Via,
+			rec.By.IP, rec.By.Auth, rec.By.Reason, rec.By.Approvals, nil,
+		}
+		if rec.Stream == account.Stream(id) {
+			line.Data = rec.Event
+		}
+		body.Story = append(body.Story, line)
 	}
 	return answer{
 		status: http.StatusOK, body: body, objects: []string{id},

@@ -3,12 +3,17 @@ package web
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/account"
 	"postbook.dev/postbook/domain/directory"
 )
+
+// told are the kinds of aggregates of which an account's members are told. Whether
+// data is held for a court is not for them.
+var told = []string{"account", "apikey", "sender", "member"}
 
 type accountPage struct {
 	Account directory.Account
@@ -28,19 +33,24 @@ type storyLine struct {
 }
 
 func (c *Console) account(ctx context.Context, v *visit) (view, error) {
-	history, err := c.Store.History(ctx, account.Stream(v.by.Account))
+	history, err := c.Store.AccountHistory(ctx, v.by.Account)
 	if err != nil {
 		return view{}, err
 	}
 	page := accountPage{Account: v.account}
 	for _, rec := range history {
-		data, err := json.Marshal(rec.Event)
-		if err != nil {
-			return view{}, err
+		if !slices.Contains(told, rec.Stream.Kind) {
+			continue
 		}
-		page.Story = append(page.Story, storyLine{
-			rec.Time, rec.Type, string(rec.By.Actor.Kind), rec.By.Via, rec.By.Auth, rec.By.Reason, string(data), rec.Seq,
-		})
+		line := storyLine{At: rec.Time, Type: rec.Type, By: string(rec.By.Actor.Kind), Via: rec.By.Via, Auth: rec.By.Auth, Reason: rec.By.Reason, Place: rec.Seq}
+		if rec.Stream == account.Stream(v.by.Account) { // keys' and members' have hashes in them
+			data, err := json.Marshal(rec.Event)
+			if err != nil {
+				return view{}, err
+			}
+			line.Data = string(data)
+		}
+		page.Story = append(page.Story, line)
 	}
 	for _, s := range c.Directory.Senders() {
 		if s.Account == v.by.Account {

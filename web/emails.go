@@ -16,7 +16,7 @@ type emailsPage struct {
 	Older  string // cursor
 	Newer  bool   // there is a page before this one
 	Domain string // for the line that shows how to send
-	Host   string
+	API    string // where it answers, for whoever looks at the console now
 }
 
 type emailRow struct {
@@ -39,7 +39,10 @@ func (c *Console) emails(ctx context.Context, v *visit) (view, error) {
 	if err != nil {
 		return view{}, err
 	}
-	page := emailsPage{Newer: after != "", Host: v.Host}
+	page := emailsPage{Newer: after != "", API: "http://" + v.Host}
+	if v.encrypted() {
+		page.API = "https://" + v.Host
+	}
 	var ids []string
 	for _, row := range rows {
 		e, err := c.envelope(ctx, row)

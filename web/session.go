@@ -77,12 +77,15 @@ func (c *Console) begin(ctx context.Context, v *visit, person directory.Person, 
 	}, nil
 }
 
-// newCookie is for encrypted connections alone if the visit came over one: to us,
-// or to a proxy in front that is trusted to say so.
+// encrypted reports whether the visit came over an encrypted connection: to us, or
+// to a proxy in front that is trusted to say so.
+func (v *visit) encrypted() bool { return v.TLS != nil || v.URL.Scheme == "https" }
+
+// newCookie is for encrypted connections alone if the visit came over one.
 func newCookie(v *visit, name, value string, age time.Duration) *http.Cookie {
 	return &http.Cookie{
 		Name: name, Value: value, Path: "/console", MaxAge: int(age.Seconds()),
-		HttpOnly: true, Secure: v.TLS != nil || v.URL.Scheme == "https", SameSite: http.SameSiteStrictMode,
+		HttpOnly: true, Secure: v.encrypted(), SameSite: http.SameSiteStrictMode,
 	}
 }
 

@@ -122,6 +122,8 @@ func (c *Config) check() error {
 		if err != nil || u.Host == "" || u.Scheme != "smtp" && u.Scheme != "smtps" {
 			problems = append(problems, errors.New("POSTBOOK_RELAY_URL: relay needs smtp://user:pass@host:port or smtps://…"))
 		}
+	} else if c.RelayURL != "" {
+		problems = append(problems, fmt.Errorf("POSTBOOK_RELAY_URL: delivery is %s, and would pass the relay by: set POSTBOOK_DELIVERY=relay, or leave this out", c.Delivery))
 	}
 	if c.HotAge < 0 || c.HotBytes < 0 {
 		problems = append(problems, errors.New("POSTBOOK_HOT_AGE and POSTBOOK_HOT_BYTES cannot be negative"))

@@ -344,6 +344,15 @@ func TestAnAccountIsErased(t *testing.T) {
 	}
 	if r := i.ask("GET", at, nil, "Authorization", ada); r.status != 200 {
 		t.Errorf("staff read its story: %s", r)
+	} else {
+		for _, want := range []string{`"blocked":false`, "sender.added", "apikey.issued", "retention.erased"} {
+			if !strings.Contains(string(r.body), want) {
+				t.Errorf("the story that staff read does not say %s: %s", want, r)
+			}
+		}
+		if strings.Contains(string(r.body), "argon2id") {
+			t.Errorf("the story has a password's hash: %s", r)
+		}
 	}
 	testenv.Eventually(t, 20*time.Second, func() error {
 		out, err := i.postbook("events", "show", waiting)

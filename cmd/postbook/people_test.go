@@ -145,7 +145,11 @@ func TestMistypedValuesAreRefused(t *testing.T) {
 			t.Errorf("joined again: %v\n%s", err, said)
 		}
 	}
-	i.env = append(i.env, "POSTBOOK_HTTP_ADDR=")
+	i.env = append(i.env, "POSTBOOK_RELAY_URL=smtp://relay.test:25")
+	if said, err := i.postbook("serve"); err == nil || !strings.Contains(said, "POSTBOOK_RELAY_URL: delivery is mx") {
+		t.Errorf("a relay that would be passed by: %v\n%s", err, said)
+	}
+	i.env = append(i.env, "POSTBOOK_RELAY_URL=", "POSTBOOK_HTTP_ADDR=")
 	if said, err := i.postbook("serve"); err == nil || !strings.Contains(said, "POSTBOOK_HTTP_ADDR: it is empty") {
 		t.Errorf("an empty address: %v\n%s", err, said)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"postbook.dev/postbook/eventstore"
 )
@@ -14,6 +15,9 @@ type serveCommand struct{}
 func (c serveCommand) Run(ctx context.Context, cfg Config) error {
 	if err := cfg.settle(false); err != nil {
 		return err
+	}
+	if !strings.Contains(cfg.Hostname, ".") {
+		cfg.logger().Warn("set POSTBOOK_HOSTNAME to a name in the DNS: customers are told to publish records that point to it", "hostname", cfg.Hostname)
 	}
 	for {
 		err := c.once(ctx, cfg)
