@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -149,11 +151,23 @@ func (a *Archiver) Pass(ctx context.Context, all bool) error {
 }
 
 // reached reads how far each log was archived. It is an error if the place does not
-// hold that: a file system that is not mounted, or another place, looks like one in
-// which nothing was archived yet, and what is put into it would not be found later.
+// hold that: what is put into it would not be found later.
 func (a *Archiver) reached(ctx context.Context) (map[string]uint64, error) {
+	reached, err := ReadRecord(a.Record)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.Archive.Holds(ctx, reached); err != nil {
+		return nil, fmt.Errorf("nothing is archived (should what is missing be gone for good, remove %s): %w", a.Record, err)
+	}
+	return reached, nil
+}
+
+// ReadRecord reads the file in which an archiver keeps how far each log was
+// archived: nothing if there is none.
+func ReadRecord(path string) (map[string]uint64, error) {
 	reached := map[string]uint64{}
-	text, err := os.ReadFile(a.Record)
+	text, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return reached, nil
 	}
@@ -163,17 +177,24 @@ func (a *Archiver) reached(ctx context.Context) (map[string]uint64, error) {
 	if err != nil {
 		return nil, fmt.Errorf("archive: read how far the logs were archived: %w", err)
 	}
-	for log, last := range reached {
-		spans, err := a.Archive.list(ctx, log, true)
+	return reached, nil
+}
+
+// Holds returns an error that wraps ErrMissing if the archive ends before what was
+// put into it: segments were cut off, or a file system that is not mounted, or
+// another place, looks like an archive in which there was never more.
+func (a *Archive) Holds(ctx context.Context, reached map[string]uint64) error {
+	var missing []error
+	for _, log := range slices.Sorted(maps.Keys(reached)) {
+		spans, err := a.list(ctx, log, true)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if len(spans) == 0 || spans[len(spans)-1].last < last {
-			return nil, fmt.Errorf("archive: %s was archived up to %d, and %s does not hold that: %w (is it mounted, and the right one? nothing is archived into it. Should those segments be gone for good, remove %s)",
-				log, last, a.Archive.place, errMissing, a.Record)
+		if len(spans) == 0 || spans[len(spans)-1].last < reached[log] {
+			missing = append(missing, fmt.Errorf("archive: %s was archived up to %d, and %s does not hold that: %w (is it mounted, and the right one?)", log, reached[log], a.place, ErrMissing))
 		}
 	}
-	return reached, nil
+	return errors.Join(missing...)
 }
 
 // record keeps how far a log is archived, before anything of it leaves the stream.
@@ -272,8 +293,8 @@ func (a *Archiver) archive(ctx context.Context, log string, all bool) error {
 	return nil
 }
 
-// errMissing says that the archive lacks entries that have left the stream.
-var errMissing = errors.New("the archive is not all there")
+// ErrMissing says that the archive lacks entries that have left the stream.
+var ErrMissing = errors.New("the archive is not all there")
 
 // begin is the entry that the next segment begins with.
 func (a *Archiver) begin(ctx context.Context, log string, spans []span) (uint64, error) {
@@ -288,7 +309,7 @@ func (a *Archiver) begin(ctx context.Context, log string, spans []span) (uint64,
 		next = max(stats.Hot, 1) // what was forgotten before there was an archive is gone
 	}
 	if next < stats.Hot {
-		return 0, fmt.Errorf("%d to %d have left the stream, and %s does not hold them: %w", next, stats.Hot-1, a.Archive.place, errMissing)
+		return 0, fmt.Errorf("%d to %d have left the stream, and %s does not hold them: %w", next, stats.Hot-1, a.Archive.place, ErrMissing)
 	}
 	return next, nil
 }
@@ -493,7 +514,7 @@ func (a *Archiver) going(ctx context.Context, log string, stats eventstore.Stats
 	next := stats.Hot
 	for _, s := range spans {
 		if s.first > next {
-			return nil, fmt.Errorf("%d to %d are between two segments and in none: %w, and nothing leaves the stream", next, s.first-1, errMissing)
+			return nil, fmt.Errorf("%d to %d are between two segments and in none: %w, and nothing leaves the stream", next, s.first-1, ErrMissing)
 		}
 		next = s.last + 1
 	}

@@ -64,7 +64,7 @@ func ownVerifiers(cfg Config) (seal.Verifiers, error) {
 	return seal.ParseVerifiers(strings.Fields(string(text)), nil)
 }
 
-// openArchive opens the archive of the server, and remembers where it is.
+// openArchive opens the archive of the server.
 func (s *server) openArchive(context.Context) error {
 	if s.cfg.runs(roleWorkers) && s.cfg.Archive != "" {
 		if _, err := openSealKeys(s.cfg); err != nil { // which name the platform
@@ -72,10 +72,14 @@ func (s *server) openArchive(context.Context) error {
 		}
 	}
 	held, err := openArchive(s.cfg)
-	if err != nil || held == nil {
-		return err
-	}
 	s.archive = held
+	return err
+}
+
+// rememberArchive keeps where the archive is, for commands and starts that are not
+// told. It comes after the log was opened: a start beside a running server fails
+// there, and leaves what that one has said.
+func (s *server) rememberArchive(context.Context) error {
 	if s.cfg.Archive == "" {
 		return nil
 	}
@@ -252,10 +256,35 @@ func (c archiveVerify) Run(ctx context.Context, cfg Config, out output) error {
 		}
 		sound = sound && ok
 	}
+	if len(c.Key) == 0 { // else it may be another platform's
+		whole, err := out.whole(ctx, cfg, held)
+		if err != nil {
+			return err
+		}
+		sound = sound && whole
+	}
 	if !sound {
 		return errUnsound
 	}
 	return nil
+}
+
+// whole checks that the archive holds all that this data directory's server put into
+// it, and prints what is missing: what was cut off at the end leaves no gap.
+func (o output) whole(ctx context.Context, cfg Config, held *archive.Archive) (bool, error) {
+	reached, err := archive.ReadRecord(cfg.path(archiveHeld))
+	if err != nil {
+		return false, err
+	}
+	missing := held.Holds(ctx, reached)
+	if missing == nil || !errors.Is(missing, archive.ErrMissing) {
+		return missing == nil, missing
+	}
+	if printed, err := o.object(map[string]string{"missing": missing.Error()}); printed {
+		return false, err
+	}
+	fmt.Println(missing)
+	return false, nil
 }
 
 // checked checks the segments of one log, and prints what was found.

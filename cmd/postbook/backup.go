@@ -59,6 +59,16 @@ func (c backupCommand) Run(ctx context.Context, cfg Config, out output) error {
 	if err != nil {
 		return err
 	}
+	if held != nil {
+		// What has left the streams is nowhere else, and the backup names its segments.
+		reached, err := archive.ReadRecord(cfg.path(archiveHeld))
+		if err == nil {
+			err = held.Holds(ctx, reached)
+		}
+		if err != nil {
+			return fmt.Errorf("find what has left the streams (POSTBOOK_ARCHIVE): %w", err)
+		}
+	}
 	from.External = func(ctx context.Context, copied []backup.Stream) ([]backup.File, error) {
 		return segmentsOf(ctx, held, copied)
 	}

@@ -495,6 +495,36 @@ func TestABackupNeedsItsArchive(t *testing.T) {
 	i.stop()
 	path := i.backup(t, t.TempDir(), "--with-keys")
 
+	// What was cut off at the end, or all of it, leaves no gap that shows.
+	last, err := filepath.Glob(filepath.Join(place, "*", "*", "CONTENT", "*"))
+	if err != nil || len(last) == 0 {
+		t.Fatalf("content was not archived: %v", err)
+	}
+	cutOff := filepath.Join(t.TempDir(), "CONTENT")
+	content := filepath.Dir(last[0])
+	if err := os.Rename(content, cutOff); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"verify", "--log"}, {"archive", "verify"}, {"backup", t.TempDir()}} {
+		if out, err := i.postbook(args...); err == nil || !strings.Contains(out, "CONTENT was archived up to ") {
+			t.Errorf("%v without archived content: %v\n%s", args, err, out)
+		}
+	}
+	if err := os.Rename(cutOff, content); err != nil {
+		t.Fatal(err)
+	}
+	// A start that fails beside a server changes nothing of where commands look.
+	i.start("--quiet")
+	i.env = append(i.env, "POSTBOOK_ARCHIVE="+t.TempDir())
+	if out, err := i.postbook("serve"); err == nil || !strings.Contains(out, "in use by another process") {
+		t.Errorf("a second server: %v\n%s", err, out)
+	}
+	i.env = i.env[:len(i.env)-1]
+	i.stop()
+	if kept, err := os.ReadFile(filepath.Join(i.dir, archivePlace)); err != nil || strings.TrimSpace(string(kept)) != place {
+		t.Errorf("the archive is remembered at %s, %v", kept, err)
+	}
+
 	without := i.elsewhere(t)
 	without.env = nil
 	if out, err := without.postbook("restore", path); err == nil || !strings.Contains(out, "set POSTBOOK_ARCHIVE") {

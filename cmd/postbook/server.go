@@ -84,7 +84,7 @@ func start(ctx context.Context, cfg Config, log *slog.Logger) (*server, error) {
 	}
 	s := newServer(cfg, log)
 	steps := []func(context.Context) error{
-		s.openArchive, s.openLog, s.missesArchive, s.openKeys, s.openNotary, s.openDatabase, s.openDelivery, s.openAPI, s.openConsole, s.listen, s.listenSMTP,
+		s.openArchive, s.openLog, s.rememberArchive, s.missesArchive, s.openKeys, s.openNotary, s.openDatabase, s.openDelivery, s.openAPI, s.openConsole, s.listen, s.listenSMTP,
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {

@@ -107,6 +107,11 @@ func (c verifyCommand) verifyLog(ctx context.Context, cfg Config, out output) (b
 			}
 			sound = sound && ok
 		}
+		whole, err := out.whole(ctx, cfg, older)
+		if err != nil {
+			return false, err
+		}
+		sound = sound && whole
 	}
 	if !out.json {
 		took := time.Since(begun)
