@@ -52,7 +52,7 @@ var at = time.Date(2026, 3, 14, 15, 9, 26, 535_897_932, time.UTC)
 // operator is an authority of the command line, with a command of its own.
 func operator() domain.Authority {
 	return domain.Authority{
-		Actor: domain.Actor{Kind: domain.Operator, ID: "root"}, Account: domain.Platform,
+		Actor: domain.Actor{Kind: domain.Operator, ID: "root"}, Account: domain.Platform, Reason: "a test asks for it",
 		Via: domain.ViaCLI, Auth: domain.Internal, At: at, Command: uuid.New(), Correlation: uuid.New(),
 	}
 }

@@ -173,6 +173,10 @@ func (s *Store) open(ctx context.Context) error {
 // reach starts the embedded server, if it is that, and connects.
 func (s *Store) reach() (err error) {
 	options := []nats.Option{nats.Name("postbook"), nats.MaxReconnects(-1), nats.ReconnectWait(100 * time.Millisecond)}
+	// Whoever waits learns of it from their own call. Without this the client prints it.
+	options = append(options, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		s.cfg.Log.Debug("connection to the log", "error", err)
+	}))
 	if s.cfg.URL == "" {
 		s.local, err = startServer(s.cfg)
 		if err != nil {

@@ -64,7 +64,7 @@ func newWorld(t *testing.T) world {
 var quiet = slog.New(slog.DiscardHandler)
 
 func operator() domain.Authority {
-	return domain.Authority{Actor: domain.Actor{Kind: domain.Operator, ID: "root"}, Account: domain.Platform, Via: domain.ViaCLI, Auth: domain.Internal, At: time.Now(), Command: uuid.New()}
+	return domain.Authority{Actor: domain.Actor{Kind: domain.Operator, ID: "root"}, Account: domain.Platform, Via: domain.ViaCLI, Reason: "a test asks for it", Auth: domain.Internal, At: time.Now(), Command: uuid.New()}
 }
 
 // admin is a member of an account.
