@@ -43,8 +43,14 @@ const (
 	blockExtension = ".blk"
 )
 
-// ErrDamaged says that a record of a block file is not as it was written.
-var ErrDamaged = errors.New("eventstore: the record is damaged")
+var (
+	// ErrDamaged says that a record of a block file is not as it was written.
+	ErrDamaged = errors.New("eventstore: the record is damaged")
+
+	// ErrRemoved says that a record has the server remove an entry when it next starts,
+	// even if the entry still lies there.
+	ErrRemoved = errors.New("eventstore: the entry is marked as removed")
+)
 
 // Blocks is a log at rest.
 type Blocks struct {
@@ -99,10 +105,11 @@ func blocksDir(dir, stream string) string {
 func (b *Blocks) Count() int { return len(b.files) }
 
 // Read hands over the entries of the nth block file, undecoded and as they lie
-// there. Err of an entry says that it is damaged: then nothing of it is known, not
-// even its sequence. Behind one whose length cannot be true, nothing more of the
-// file can be read. The bytes of an entry are
-// valid until each returns. A block may be read beside others.
+// there. Err of an entry says that it is damaged, and then nothing of it is known,
+// not even its sequence; or that the one of that sequence is removed (ErrRemoved),
+// which comes where that was written. Behind one whose length cannot be true,
+// nothing more of the file can be read. The bytes of an entry are valid until each
+// returns. A block may be read beside others.
 func (b *Blocks) Read(ctx context.Context, n int, each func(Entry) error) error {
 	number := b.files[n]
 	data, sum, err := b.load(n)
@@ -125,7 +132,7 @@ func (b *Blocks) Read(ctx context.Context, n int, each func(Entry) error) error 
 		if errors.Is(err, errNoEntry) {
 			continue
 		}
-		if err != nil && last && len(data) == 0 {
+		if errors.Is(err, ErrDamaged) && last && len(data) == 0 {
 			return nil // likewise
 		}
 		e.Err = err
@@ -212,8 +219,12 @@ func (r record) entry(log string, sum hash.Hash64) (Entry, error) {
 		return e, err
 	}
 	seq := r.seq()
-	if seq == 0 || seq&(wasErased|isTombstone) != 0 {
+	if seq == 0 || seq&wasErased != 0 {
 		return e, errNoEntry
+	}
+	if seq&isTombstone != 0 {
+		e.Seq = seq &^ isTombstone
+		return e, ErrRemoved
 	}
 	subjectEnd, bodyStart, withHeader := r.layout()
 	end := len(r) - recordSum

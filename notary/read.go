@@ -2,6 +2,7 @@ package notary
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"slices"
 	"sync"
@@ -16,6 +17,9 @@ import (
 type Sums func(ctx context.Context, each func([]seal.Sum) error) error
 
 func sumOf(e eventstore.Entry, markKey []byte) seal.Sum {
+	if errors.Is(e.Err, eventstore.ErrRemoved) {
+		return seal.Sum{Seq: e.Seq, Removed: true}
+	}
 	if e.Err != nil {
 		return seal.Sum{Seq: e.Seq, Err: e.Err}
 	}

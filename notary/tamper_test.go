@@ -241,6 +241,20 @@ var ways = map[string]func(t testing.TB, r *rand.Rand, i *instance) uint64{
 		b.write(t)
 		return seq
 	},
+	"an entry marked as removed": func(t testing.TB, r *rand.Rand, i *instance) uint64 {
+		b := i.block(t, 3)
+		seq := 1 + r.Uint64N(b.seq(len(b.records)-1))
+		tombstone := make([]byte, 22+8)
+		binary.LittleEndian.PutUint32(tombstone, uint32(len(tombstone)))
+		binary.LittleEndian.PutUint64(tombstone[4:], seq|1<<62)
+		key := sha256.Sum256(fmt.Appendf(nil, "%s-%d", log, b.number))
+		h := must(highwayhash.New64(key[:]))(t)
+		h.Write(tombstone[4:20])
+		copy(tombstone[22:], h.Sum(nil))
+		b.records = append(b.records, tombstone)
+		b.write(t)
+		return seq
+	},
 	"an entry removed, and the rest moved up": func(t testing.TB, r *rand.Rand, i *instance) uint64 {
 		b := i.block(t, 3)
 		at := r.IntN(len(b.records) - 1)

@@ -78,6 +78,8 @@ type Sum struct {
 	Err    error // why it cannot be read as it was written
 	Forged bool
 	Copy   error // what is wrong with the copy of it that is kept elsewhere
+
+	Removed bool // this is no entry, but says that the one of that sequence is to be gone
 }
 
 // Verification says what a log is held against.
@@ -164,6 +166,10 @@ type comparison struct {
 
 func (c *comparison) each(batch []Sum) error {
 	for _, s := range batch {
+		if s.Removed {
+			c.removed(s.Seq)
+			continue
+		}
 		c.Entries++
 		if s.Err != nil && s.Seq == 0 {
 			c.last++
@@ -208,6 +214,15 @@ func (c *comparison) each(batch []Sum) error {
 		}
 	}
 	return nil
+}
+
+// removed takes note of an entry that was read, and that a server would not give any
+// more. The server writes the same of a last entry that it has lost in a crash, which
+// is then not there to be read.
+func (c *comparison) removed(seq uint64) {
+	if seq <= c.last {
+		c.found(Missing, seq, "a record says that it is removed: the server would drop it at its next start")
+	}
 }
 
 func (c *comparison) missing(from, to uint64) {

@@ -2,12 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strconv"
 	"time"
 
 	"postbook.dev/postbook/domain/partitioning"
 	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/seal"
 )
 
 type partitionsCommand struct {
@@ -38,6 +42,11 @@ func (c partitionsCommand) Run(ctx context.Context, cfg Config, out output) erro
 		if err := tellPartitions(ctx, store, epochs); err != nil {
 			return fmt.Errorf("the number of partitions is %d, but the change is not on record yet: the next server puts it there: %w", c.Number, err)
 		}
+		if store.Alone() {
+			if err := sealNew(cfg); err != nil {
+				return fmt.Errorf("the number of partitions is %d, but the new logs have no signed head yet: the next server signs it: %w", c.Number, err)
+			}
+		}
 	}
 	if printed, err := out.object(epochs); printed {
 		return err
@@ -51,6 +60,41 @@ func (c partitionsCommand) Run(ctx context.Context, cfg Config, out output) erro
 		rows = append(rows, []string{strconv.Itoa(e.Partitions), since})
 	}
 	return out.table([]string{"PARTITIONS", "OF EMAILS SINCE"}, rows)
+}
+
+// sealNew signs a head of nothing for each log that has none: without one a log looks
+// like one whose head was removed. A data directory that has never been sealed is left
+// to the server.
+func sealNew(cfg Config) error {
+	if _, err := os.Stat(cfg.sealPath(signingKeys)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	lock, err := lockSeal(cfg)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	keys, err := openSealKeys(cfg)
+	if err != nil {
+		return err
+	}
+	logs, err := eventstore.LogsAtRest(cfg.path("log"))
+	if err != nil {
+		return err
+	}
+	for _, log := range logs {
+		l, err := seal.OpenLog(cfg.sealPath(log), log, keys)
+		if errors.Is(err, seal.ErrBroken) {
+			continue // which is for verify to say
+		}
+		if err != nil {
+			return err
+		}
+		if err := l.Close(); err != nil {
+			return fmt.Errorf("close the seal of %s: %w", log, err)
+		}
+	}
+	return nil
 }
 
 // tellPartitions puts on record what of the epochs is not there yet. The command that

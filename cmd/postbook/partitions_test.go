@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -18,6 +19,12 @@ func TestPartitionsAreChangedAtRest(t *testing.T) {
 		if out, err := i.postbook("partitions", "7"); err != nil || !strings.Contains(out, "7") {
 			t.Fatalf("change the number of partitions: %v\n%s", err, out)
 		}
+	}
+	if out, err := i.postbook("verify", "--log"); err != nil {
+		t.Errorf("before a server has run again: %v\n%s", err, out)
+	}
+	if out, err := i.postbook("backup", filepath.Join(t.TempDir(), "backup")); err != nil {
+		t.Errorf("before a server has run again: %v\n%s", err, out)
 	}
 	i.start("--quiet")
 	for n := range 7 {
