@@ -269,7 +269,7 @@ func (a *API) signIn(ctx context.Context, kind domain.ActorKind, p proof) (direc
 const codeStep = 30 // seconds that a code is for (RFC 6238, 5.2)
 
 // secondFactor takes the code of this step of time, or of one to either side, each
-// once (RFC 6238, 5.2).
+// once (RFC 6238, 5.2): errUsedCode says that it was taken before.
 func (a *API) secondFactor(ctx context.Context, person directory.Person, shown string) (bool, error) {
 	if len(shown) != 6 || strings.Trim(shown, "0123456789") != "" {
 		return false, nil
@@ -278,15 +278,22 @@ func (a *API) secondFactor(ctx context.Context, person directory.Person, shown s
 	if err != nil {
 		return false, fmt.Errorf("open the second factor of %s: %w", person.ID, err)
 	}
-	now := a.Now().Unix() / codeStep
+	now, used := a.Now().Unix()/codeStep, false
 	for step := now - 1; step <= now+1; step++ {
 		want, err := totp.GenerateCode(string(secret), time.Unix(step*codeStep, 0))
 		if err != nil {
 			return false, fmt.Errorf("read the second factor of %s: %w", person.ID, err)
 		}
-		if subtle.ConstantTimeCompare([]byte(want), []byte(shown)) == 1 && a.staff.fresh(code{person.ID, step}) {
+		if subtle.ConstantTimeCompare([]byte(want), []byte(shown)) == 1 {
+			if !a.staff.fresh(code{person.ID, step}) {
+				used = true // two steps can have one code
+				continue
+			}
 			return true, nil
 		}
+	}
+	if used {
+		return false, errUsedCode // which whoever has no password is not told
 	}
 	return false, nil
 }

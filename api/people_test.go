@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -125,22 +126,23 @@ func TestACodeIsTakenOnce(t *testing.T) {
 		who  directory.Person
 		code string
 		want bool
+		err  error
 	}{
-		{"with a space", ada, at(0) + " ", false},
-		{"the code", ada, at(0), true},
-		{"the code again", ada, at(0), false},
-		{"with a space after it was used", ada, at(0) + " ", false},
-		{"with a space before it", ada, " " + at(0), false},
-		{"with a line feed", ada, at(0) + "\n", false},
-		{"in other digits", ada, wide, false},
-		{"none", ada, "", false},
-		{"that of somebody else", grace, at(0), true},
-		{"that of the step before", ada, at(-30 * time.Second), true},
-		{"that of the step after", ada, at(30 * time.Second), true},
-		{"one that is over", ada, at(-60 * time.Second), false},
+		{"with a space", ada, at(0) + " ", false, nil},
+		{"the code", ada, at(0), true, nil},
+		{"the code again", ada, at(0), false, errUsedCode},
+		{"with a space after it was used", ada, at(0) + " ", false, nil},
+		{"with a space before it", ada, " " + at(0), false, nil},
+		{"with a line feed", ada, at(0) + "\n", false, nil},
+		{"in other digits", ada, wide, false, nil},
+		{"none", ada, "", false, nil},
+		{"that of somebody else", grace, at(0), true, nil},
+		{"that of the step before", ada, at(-30 * time.Second), true, nil},
+		{"that of the step after", ada, at(30 * time.Second), true, nil},
+		{"one that is over", ada, at(-60 * time.Second), false, nil},
 	} {
 		ok, err := a.secondFactor(t.Context(), c.who, c.code)
-		if err != nil || ok != c.want {
+		if !errors.Is(err, c.err) || ok != c.want {
 			t.Errorf("%s: %t, %v", c.name, ok, err)
 		}
 	}

@@ -31,8 +31,8 @@ import (
 type accountsCommand struct {
 	Open           accountsOpen     `cmd:"" help:"Open an account and make its first API key, while no server runs. The key is printed once."`
 	Show           accountsShow     `cmd:"" help:"Tell everything that was done to an account, its keys, domains and members, from the log."`
-	Block          accountsBlock    `cmd:"" help:"Stop an account's sending."`
-	RequestUnblock accountsRequest  `cmd:"" help:"Ask that an account may send again. Somebody else has to approve."`
+	Block          accountsBlock    `cmd:"" help:"Stop the sending of accounts."`
+	RequestUnblock accountsRequest  `cmd:"" help:"Ask that accounts may send again. Somebody else has to approve."`
 	Withdraw       accountsWithdraw `cmd:"" help:"Take a request back."`
 	Unblock        accountsUnblock  `cmd:"" help:"Approve somebody else's request."`
 	RemoveMember   accountsRemove   `cmd:"" help:"End what a member may do, at once, beside a running server or without one."`
@@ -161,12 +161,17 @@ func (c accountsShow) Run(ctx context.Context, cfg Config, out output) error {
 		return err
 	}
 	defer store.Close()
-	history, err := store.AccountHistory(ctx, c.ID)
+	return tellStory(ctx, store, out, c.ID)
+}
+
+// tellStory prints everything that was done to an account.
+func tellStory(ctx context.Context, store *eventstore.Store, out output, id string) error {
+	history, err := store.AccountHistory(ctx, id)
 	if err != nil {
 		return err
 	}
 	if len(history) == 0 {
-		return unknownAccount(c.ID)
+		return unknownAccount(id)
 	}
 	for _, rec := range history {
 		if err := out.event(rec); err != nil {
@@ -181,7 +186,7 @@ func (c accountsShow) Run(ctx context.Context, cfg Config, out output) error {
 		if err != nil {
 			return fmt.Errorf("print %s/%d: %w", rec.Log, rec.Seq, err)
 		}
-		if rec.Stream == account.Stream(c.ID) && string(data) != "{}" {
+		if rec.Stream == account.Stream(id) && string(data) != "{}" {
 			fmt.Printf("    %s\n", data)
 		}
 		for _, a := range rec.By.Approvals {
@@ -195,9 +200,9 @@ func (c accountsShow) Run(ctx context.Context, cfg Config, out output) error {
 // code come from the environment or from standard input, never from arguments,
 // which others on the machine can read.
 type asStaff struct {
-	ID     string `arg:"" help:"Id of the account."`
-	Reason string `required:"" help:"Why."`
-	Email  string `env:"POSTBOOK_STAFF_EMAIL" help:"Who you are. POSTBOOK_STAFF_PASSWORD and POSTBOOK_STAFF_TOTP prove it; without them you are asked."`
+	IDs    []string `arg:"" name:"id" help:"Ids of the accounts. One code is enough for all of them."`
+	Reason string   `required:"" help:"Why."`
+	Email  string   `env:"POSTBOOK_STAFF_EMAIL" help:"Who you are. POSTBOOK_STAFF_PASSWORD and POSTBOOK_STAFF_TOTP prove it; without them you are asked."`
 }
 
 type accountsBlock struct {
@@ -232,14 +237,47 @@ func (c accountsUnblock) Run(ctx context.Context, cfg Config, out output) error 
 	return c.ask(ctx, cfg, out, http.MethodPost, "unblock", map[string]string{"reason": c.Reason})
 }
 
+// ask has the running server do the same to each account. A code is good once, so what
+// can be told without it is looked at before.
 func (s asStaff) ask(ctx context.Context, cfg Config, out output, method, what string, body map[string]string) error {
-	if err := cfg.settle(false); err != nil {
+	if strings.TrimSpace(s.Reason) == "" {
+		return errors.New("--reason: say why")
+	}
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
 		return err
 	}
+	defer store.Close()
 	r, ok := found(cfg)
 	if !ok {
 		return fmt.Errorf("no server runs on %s: staff decide through it, so that everything is on record", cfg.DataDir)
 	}
+	for _, id := range s.IDs {
+		if err := checkAccount(ctx, store, id); err != nil {
+			return err
+		}
+	}
+	token, err := s.signIn(ctx, r)
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, id := range s.IDs {
+		var answer map[string]any
+		err := call(ctx, method, r.BaseURL+"/staff/accounts/"+id+"/"+what, token, body, &answer)
+		if err == nil {
+			err = s.tell(ctx, store, out, id, answer)
+		}
+		if err != nil && len(s.IDs) > 1 {
+			err = fmt.Errorf("%s: %w", id, err)
+		}
+		failed = append(failed, err)
+	}
+	return errors.Join(failed...)
+}
+
+// signIn opens a session of staff.
+func (s asStaff) signIn(ctx context.Context, r running) (token string, err error) {
 	in := bufio.NewReader(os.Stdin)
 	login := map[string]string{"email": s.Email}
 	for _, field := range []string{"email", "password", "totp"} {
@@ -249,19 +287,18 @@ func (s asStaff) ask(ctx context.Context, cfg Config, out output, method, what s
 		if login[field] == "" {
 			answer, err := prompt(in, field)
 			if err != nil {
-				return fmt.Errorf("read your %s: %w", field, err)
+				return "", fmt.Errorf("read your %s: %w", field, err)
 			}
 			login[field] = strings.TrimSpace(answer)
 		}
 	}
 	var session struct{ Token string }
-	if err := call(ctx, http.MethodPost, r.BaseURL+"/staff/sessions", "", login, &session); err != nil {
-		return err
-	}
-	var answer map[string]any
-	if err := call(ctx, method, r.BaseURL+"/staff/accounts/"+s.ID+"/"+what, session.Token, body, &answer); err != nil {
-		return err
-	}
+	err = call(ctx, http.MethodPost, r.BaseURL+"/staff/sessions", "", login, &session)
+	return session.Token, err
+}
+
+// tell says what became of an account.
+func (asStaff) tell(ctx context.Context, store *eventstore.Store, out output, id string, answer map[string]any) error {
 	if done, err := out.object(answer); done {
 		return err
 	}
@@ -270,7 +307,7 @@ func (s asStaff) ask(ctx context.Context, cfg Config, out output, method, what s
 	} else if told {
 		fmt.Println("NOT settled: mail of the account may still be on the wire. Give the command again.")
 	}
-	return accountsShow{ID: s.ID}.Run(ctx, cfg, out)
+	return tellStory(ctx, store, out, id)
 }
 
 // prompt asks for a field of a sign-in. A terminal does not show a password.
@@ -312,6 +349,9 @@ func call(ctx context.Context, method, url, token string, body, into any) error 
 		var told struct{ Message string }
 		if json.Unmarshal(answer, &told) == nil && told.Message != "" {
 			return errors.New(told.Message)
+		}
+		if resp.StatusCode == http.StatusNotFound {
+			return fmt.Errorf("the server at %s does not serve the API: ask on a host that has the role api", req.URL.Host)
 		}
 		return fmt.Errorf("the server answered %s", resp.Status)
 	}

@@ -70,10 +70,19 @@ func openKeeper(ctx context.Context, cfg Config) (keeper, error) {
 	return keeper{store, ring, root, newEraser(cfg, store, ring, by, slog.New(slog.DiscardHandler))}, nil
 }
 
-// known reports whether the ledger knows the account.
-func (k keeper) known(ctx context.Context, id string) (bool, error) {
-	state, _, err := eventstore.Load(ctx, k.store, account.Decider, account.Stream(id))
+// known reports whether the ledger knows an account.
+func known(ctx context.Context, store *eventstore.Store, id string) (bool, error) {
+	state, _, err := eventstore.Load(ctx, store, account.Decider, account.Stream(id))
 	return state.Open, err
+}
+
+// checkAccount refuses an account that the ledger does not know.
+func checkAccount(ctx context.Context, store *eventstore.Store, id string) error {
+	ok, err := known(ctx, store, id)
+	if err == nil && !ok {
+		err = unknownAccount(id)
+	}
+	return err
 }
 
 // unknownAccount is the error of a command about an account that there is not.
@@ -156,7 +165,7 @@ func (c eraseCommand) Run(ctx context.Context, cfg Config, out output) error {
 // request puts the erasure to the account's aggregate.
 func (k keeper) request(ctx context.Context, c eraseCommand) (recipient string, err error) {
 	by := because(c.Reason)
-	known, err := k.known(ctx, c.Account)
+	known, err := known(ctx, k.store, c.Account)
 	if err != nil {
 		return "", err
 	}
@@ -203,7 +212,7 @@ func (c holdsPlace) Run(ctx context.Context, cfg Config, out output) error {
 	defer k.store.Close()
 	by := because(c.Reason)
 	place := retention.PlaceHold{Authority: by}
-	if place.Known, err = k.known(ctx, c.Account); err != nil {
+	if place.Known, err = known(ctx, k.store, c.Account); err != nil {
 		return err
 	}
 	if place.Known {
@@ -262,10 +271,8 @@ func (c holdsList) Run(ctx context.Context, cfg Config, out output) error {
 		return err
 	}
 	defer store.Close()
-	if known, err := (keeper{store: store}).known(ctx, c.Account); err != nil {
+	if err := checkAccount(ctx, store, c.Account); err != nil {
 		return err
-	} else if !known {
-		return unknownAccount(c.Account)
 	}
 	history, err := store.History(ctx, retention.Stream(c.Account))
 	if err != nil {

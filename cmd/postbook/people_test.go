@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pquerna/otp/totp"
 
 	"postbook.dev/postbook/internal/testenv"
 )
@@ -87,6 +89,47 @@ func TestPeopleAndKeysAreOutAtOnce(t *testing.T) {
 	}
 	if said, err := i.postbook("accounts", "revoke-key", i.facts.AccountID, "0190b3f2-0000-7000-8000-000000000000", "--reason", "x"); err == nil {
 		t.Errorf("a key that is none was revoked: %s", said)
+	}
+}
+
+// A code is good once, so it is asked for last, and is enough for several accounts.
+func TestStaffGiveOneCodeForSeveralAccounts(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	i.stop()
+	said, err := i.postbook("accounts", "open", "Acme", "--json")
+	var other struct {
+		Account string `json:"account_id"`
+	}
+	if err != nil || json.Unmarshal([]byte(said), &other) != nil {
+		t.Fatalf("accounts open: %v\n%s", err, said)
+	}
+	i.start("--quiet")
+	ada := i.facts.Staff[0]
+	code, err := totp.GenerateCode(ada.TOTPSecret, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.env = append(i.env, "POSTBOOK_STAFF_EMAIL="+ada.Email, "POSTBOOK_STAFF_PASSWORD="+ada.Password, "POSTBOOK_STAFF_TOTP="+code)
+	block := func(reason string, ids ...string) (string, error) {
+		return i.postbook(append(append([]string{"accounts", "block"}, ids...), "--policy", "fraud", "--evidence", "one billing address", "--reason", reason)...)
+	}
+	for _, c := range []struct {
+		want, reason string
+		ids          []string
+	}{
+		{`no account "bogus"`, "they are one", []string{i.facts.AccountID, "bogus"}},
+		{"say why", " ", []string{i.facts.AccountID, other.Account}},
+	} {
+		if said, err := block(c.reason, c.ids...); err == nil || !strings.Contains(said, c.want) {
+			t.Errorf("block %v for %q: %v\n%s", c.ids, c.reason, err, said)
+		}
+	}
+	if said, err := block("they are one", i.facts.AccountID, other.Account); err != nil || strings.Count(said, "account.blocked") != 2 {
+		t.Errorf("block both: %v\n%s", err, said)
+	}
+	if said, err := block("once more", i.facts.AccountID); err == nil || !strings.Contains(said, "used already") {
+		t.Errorf("with a code that was used: %v\n%s", err, said)
 	}
 }
 

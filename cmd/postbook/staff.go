@@ -45,10 +45,8 @@ func withPerson(ctx context.Context, cfg Config, kind domain.ActorKind, account,
 	}
 	defer k.store.Close()
 	if account != domain.Platform {
-		if known, err := k.known(ctx, account); err != nil {
+		if err := checkAccount(ctx, k.store, account); err != nil {
 			return err
-		} else if !known {
-			return unknownAccount(account)
 		}
 	}
 	keys, err := k.ring.Account(ctx, account)
