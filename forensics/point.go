@@ -60,7 +60,7 @@ func (r *Replay) Resolve(ctx context.Context, text string) (Point, error) {
 		if t.Nanosecond()%int(time.Millisecond) == 0 {
 			t = t.Add(time.Millisecond - 1) // as times are printed, all of it is meant
 		}
-		return r.atInstant(ctx, t)
+		return r.recordedBy(ctx, t)
 	}
 	if log, number, ok := strings.Cut(text, "/"); ok {
 		seq, err := strconv.ParseUint(number, 10, 64)
@@ -110,6 +110,48 @@ func (r *Replay) atInstant(ctx context.Context, t time.Time) (Point, error) {
 	}
 	if err := group.Wait(); err != nil {
 		return Point{}, fmt.Errorf("forensics: find %s in the log: %w", t.Format(time.RFC3339Nano), err)
+	}
+	return p, nil
+}
+
+// How long, and for how many entries, what was recorded may have been on its way to
+// the log.
+const (
+	underWay        = time.Second
+	entriesUnderWay = 500
+)
+
+// recordedBy is atInstant, and what was on its way to the log at that time: the time
+// that an event carries, and that is printed of it, is that of the process that
+// recorded it, which is a moment before the log's.
+func (r *Replay) recordedBy(ctx context.Context, t time.Time) (Point, error) {
+	p, err := r.atInstant(ctx, t)
+	if err != nil {
+		return Point{}, err
+	}
+	for log, last := range p.Heads {
+		head, err := r.store.Head(ctx, log)
+		if err != nil {
+			return Point{}, err
+		}
+		if head == last {
+			continue
+		}
+		f := eventstore.Following{Log: log, After: last, StopAt: min(head, last+entriesUnderWay)}
+		err = r.store.Follow(ctx, f, func(_ context.Context, entries []eventstore.Entry) error {
+			for _, e := range entries {
+				if e.Time.Sub(t) > underWay {
+					return errFound
+				}
+				if slices.ContainsFunc(e.Events, func(rec domain.Recorded) bool { return !rec.Time.After(t) }) {
+					p.Heads[log] = e.Seq
+				}
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, errFound) {
+			return Point{}, fmt.Errorf("forensics: find %s in the log: %w", t.Format(time.RFC3339Nano), err)
+		}
 	}
 	return p, nil
 }
