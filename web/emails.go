@@ -30,16 +30,22 @@ type emailRow struct {
 
 const perPage = 25
 
-func (c *Console) emails(ctx context.Context, v *visit) (view, error) {
-	after := v.URL.Query().Get("after")
-	rows, more, err := c.Tables.Emails(ctx, v.by.Account, projections.Page{Limit: perPage, After: after})
+// emailRows are those on the page of the list that is asked for, and whether there are
+// older ones.
+func (c *Console) emailRows(ctx context.Context, v *visit) ([]projections.Email, bool, error) {
+	rows, more, err := c.Tables.Emails(ctx, v.by.Account, projections.Page{Limit: perPage, After: v.URL.Query().Get("after")})
 	if errors.Is(err, projections.ErrBadCursor) {
-		return view{}, notFound("There is no such page of the list.")
+		err = notFound("There is no such page of the list.")
 	}
+	return rows, more, err
+}
+
+func (c *Console) emails(ctx context.Context, v *visit) (view, error) {
+	rows, more, err := c.emailRows(ctx, v)
 	if err != nil {
 		return view{}, err
 	}
-	page := emailsPage{Newer: after != "", API: "http://" + v.Host}
+	page := emailsPage{Newer: v.URL.Query().Get("after") != "", API: "http://" + v.Host}
 	if v.encrypted() {
 		page.API = "https://" + v.Host
 	}
@@ -93,11 +99,17 @@ type recipientRow struct {
 	Kind, Address, Status string
 }
 
-func (c *Console) email(ctx context.Context, v *visit) (view, error) {
+// emailRow is the email that is asked for.
+func (c *Console) emailRow(ctx context.Context, v *visit) (projections.Email, error) {
 	row, err := c.Tables.Email(ctx, v.by.Account, v.PathValue("id"))
 	if errors.Is(err, projections.ErrNotFound) {
-		return view{}, notFound("There is no such email.")
+		err = notFound("There is no such email.")
 	}
+	return row, err
+}
+
+func (c *Console) email(ctx context.Context, v *visit) (view, error) {
+	row, err := c.emailRow(ctx, v)
 	if err != nil {
 		return view{}, err
 	}

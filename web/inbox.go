@@ -19,23 +19,31 @@ var (
 	errNoMessage = notFound("There is no such message.")
 )
 
-// The sandbox holds the mail of all accounts. Somebody sees a message only if it is
-// that of an email of their account.
 func (c *Console) inbox(ctx context.Context, v *visit) (view, error) {
-	if c.Inbox == nil {
-		return view{}, errNoInbox
+	mine, ids, err := c.messages(ctx, v)
+	if err != nil {
+		return view{}, err
 	}
-	var mine []Received
-	var ids []string
+	fields := []domain.Field{"email.from", "email.to", "email.subject", "email.message_id"}
+	return view{page: "inbox", title: "Inbox", data: mine, fields: fields, objects: ids}, nil
+}
+
+// messages are the newest that the visitor may see, and the ids of the emails that
+// they are of. The sandbox holds the mail of all accounts: somebody sees a message
+// only if it is that of an email of their account.
+func (c *Console) messages(ctx context.Context, v *visit) (mine []Received, ids []string, err error) {
+	if c.Inbox == nil {
+		return nil, nil, errNoInbox
+	}
 	before := ""
 	for range inboxPages {
 		page, err := c.Inbox.List(before, inboxSize)
 		if err != nil {
-			return view{}, err
+			return nil, nil, err
 		}
 		emails, err := c.emailsOf(ctx, v, page)
 		if err != nil {
-			return view{}, err
+			return nil, nil, err
 		}
 		for _, m := range page {
 			id, ok := emails[m.MessageID]
@@ -52,8 +60,7 @@ func (c *Console) inbox(ctx context.Context, v *visit) (view, error) {
 		}
 		before = page[len(page)-1].ID
 	}
-	fields := []domain.Field{"email.from", "email.to", "email.subject", "email.message_id"}
-	return view{page: "inbox", title: "Inbox", data: mine, fields: fields, objects: ids}, nil
+	return mine, ids, nil
 }
 
 // emailsOf finds the emails of the visitor's account that messages are of, by the

@@ -74,6 +74,9 @@ type Console struct {
 	mux   *http.ServeMux
 	pages map[string]*template.Template
 
+	ended <-chan struct{} // closed by end
+	end   func()
+
 	mu      sync.Mutex
 	tickets map[string]ticket
 }
@@ -84,6 +87,8 @@ var files embed.FS
 // New makes a console.
 func New(c Config) (*Console, error) {
 	w := &Console{Config: c, mux: http.NewServeMux(), pages: map[string]*template.Template{}, tickets: map[string]ticket{}}
+	ended := make(chan struct{})
+	w.ended, w.end = ended, sync.OnceFunc(func() { close(ended) })
 	for _, name := range []string{"enter", "emails", "email", "inbox", "message", "account", "problem"} {
 		page, err := template.New("layout.html").Funcs(functions).ParseFS(files, "pages/layout.html", "pages/parts.html", "pages/"+name+".html")
 		if err != nil {
@@ -102,9 +107,9 @@ func New(c Config) (*Console, error) {
 	pages("GET /console/enter", w.enter)
 	pages("POST /console/enter", w.signIn)
 	pages("POST /console/leave", w.leave)
-	pages("GET /console/{$}", w.member(w.emails))
-	pages("GET /console/emails/{id}", w.member(w.email))
-	pages("GET /console/inbox", w.member(w.inbox))
+	pages("GET /console/{$}", w.member(w.news(w.emailsState, w.emails)))
+	pages("GET /console/emails/{id}", w.member(w.news(w.emailState, w.email)))
+	pages("GET /console/inbox", w.member(w.news(w.inboxState, w.inbox)))
 	pages("GET /console/inbox/{id}", w.member(w.message))
 	pages("GET /console/inbox/{id}/html", w.member(w.messageHTML))
 	pages("GET /console/account", w.member(w.account))
@@ -138,6 +143,7 @@ type visit struct {
 	by      domain.Authority
 	account directory.Account
 	csrf    string // empty for whoever is not signed in
+	seen    string // what state of the page is shown
 }
 
 // as makes the visit somebody's.
@@ -203,10 +209,15 @@ func (c *Console) answer(route string, show func(context.Context, *visit) (view,
 func (c *Console) member(show func(context.Context, *visit) (view, error)) func(context.Context, *visit) (view, error) {
 	return func(ctx context.Context, v *visit) (view, error) {
 		if !c.signedIn(v) {
-			return view{status: http.StatusSeeOther, to: "/console/enter", refused: "missing_session"}, nil
+			return outside(), nil
 		}
 		return show(domain.Within(ctx, v.by), v)
 	}
+}
+
+// outside is what somebody sees who is not signed in.
+func outside() view {
+	return view{status: http.StatusSeeOther, to: "/console/enter", refused: "missing_session"}
 }
 
 func (c *Console) nowhere(_ context.Context, v *visit) (view, error) {
@@ -241,6 +252,7 @@ type frame struct {
 	Path    string
 	Sandbox bool
 	Seal    string
+	Seen    string // what a part of the page that looks again has shown already
 	Data    any
 }
 
@@ -249,6 +261,10 @@ func (c *Console) render(w http.ResponseWriter, v *visit, out view) {
 		http.SetCookie(w, cookie)
 	}
 	switch {
+	case out.to != "" && v.Header.Get("HX-Request") != "": // all of the page goes there, and not a part of it
+		w.Header().Set("HX-Redirect", out.to)
+		w.WriteHeader(out.code())
+		return
 	case out.to != "":
 		http.Redirect(w, v.Request, out.to, out.code())
 		return
@@ -257,9 +273,12 @@ func (c *Console) render(w http.ResponseWriter, v *visit, out view) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		_, _ = w.Write(out.raw)
 		return
+	case out.page == "":
+		w.WriteHeader(out.code())
+		return
 	}
 	var page bytes.Buffer
-	f := frame{Title: out.title, Data: out.data, Account: v.account, CSRF: v.csrf, Path: v.URL.Path, Sandbox: c.Inbox != nil, Seal: c.Seal()}
+	f := frame{Title: out.title, Data: out.data, Account: v.account, CSRF: v.csrf, Path: v.URL.Path, Sandbox: c.Inbox != nil, Seal: c.Seal(), Seen: v.seen}
 	if err := c.pages[out.page].Execute(&page, f); err != nil {
 		c.Log.Error("console: render", "page", out.page, "error", err)
 		http.Error(w, "Something went wrong here.", http.StatusInternalServerError)

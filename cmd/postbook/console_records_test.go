@@ -2,12 +2,14 @@ package main
 
 import (
 	"fmt"
+	"html"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -114,8 +116,8 @@ func TestConsoleSignInsAreOnRecord(t *testing.T) {
 func TestConsoleRecordsWhatAnEmailsPageShows(t *testing.T) {
 	t.Parallel()
 	i := launch(t)
-	html := hello("html@rcpt.test")
-	delete(html, "text")
+	marked := hello("html@rcpt.test")
+	delete(marked, "text")
 	v := i.visitor(t)
 	v.signIn(i.facts.Member.Email, i.facts.Member.Password)
 	for _, c := range []struct {
@@ -126,7 +128,7 @@ func TestConsoleRecordsWhatAnEmailsPageShows(t *testing.T) {
 		where string
 	}{
 		{"text", hello("text@rcpt.test"), "delivered", "Hello.", "'email.text' = any(fields) and not 'email.html' = any(fields) and 'email.reply' = any(fields)"},
-		{"HTML alone", with(html, "html", "<p>Marked up</p>", "text", ""), "delivered", "Marked up", "'email.html' = any(fields) and not 'email.text' = any(fields)"},
+		{"HTML alone", with(marked, "html", "<p>Marked up</p>", "text", ""), "delivered", "Marked up", "'email.html' = any(fields) and not 'email.text' = any(fields)"},
 		{"one that nobody has answered", with(hello("later@rcpt.test"), "scheduled_at", time.Now().Add(time.Hour).Format(time.RFC3339)), "scheduled", "Hello.", "not 'email.reply' = any(fields)"},
 	} {
 		id := i.ask("POST", "/emails", c.body).id(t)
@@ -135,5 +137,79 @@ func TestConsoleRecordsWhatAnEmailsPageShows(t *testing.T) {
 			t.Errorf("%s: %d %s", c.name, status, page)
 		}
 		i.onRecordAs(t, 1, fmt.Sprintf("route = 'GET /console/emails/{id}' and objects = '{%s}' and %s", id, c.where))
+	}
+}
+
+var looksAgain = regexp.MustCompile(`hx-get="([^"]+)"`)
+
+// A page that looks again by itself is answered when there is something new. What was
+// shown is not shown and put on record again every few seconds, and whoever was removed
+// meanwhile is told nothing.
+func TestAConsolePageThatLooksAgain(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	first := i.ask("POST", "/emails", hello("ada@rcpt.test")).id(t)
+	i.lastEvent(first, "delivered")
+	v := i.visitor(t)
+	v.signIn(i.facts.Member.Email, i.facts.Member.Password)
+	again := func(path string) string {
+		t.Helper()
+		_, page := v.get(path)
+		found := looksAgain.FindStringSubmatch(page)
+		if found == nil {
+			t.Fatalf("%s does not look again:\n%s", path, page)
+		}
+		return html.UnescapeString(found[1])
+	}
+	shown := "via = 'console' and route = 'GET /console/{$}' and '" + first + "' = any(objects)"
+	i.onRecordAs(t, 1, shown) // by signing in, which leads there
+	next := again("/console/")
+	i.onRecordAs(t, 2, shown)
+
+	var both sync.WaitGroup
+	for _, path := range []string{next, again("/console/inbox")} {
+		both.Go(func() {
+			begun := time.Now()
+			if status, page := v.get(path); status != http.StatusNoContent || page != "" || time.Since(begun) < 10*time.Second {
+				t.Errorf("%s, where nothing is new, after %s: %d %s", path, time.Since(begun), status, page)
+			}
+		})
+	}
+	both.Wait()
+	i.onRecordAs(t, 2, shown)
+	i.onRecordAs(t, 1, "via = 'console' and route = 'GET /console/{$}' and status = 204 and fields = '{}' and objects = '{}'")
+
+	later := with(hello("grace@rcpt.test"), "scheduled_at", time.Now().Add(time.Hour).Format(time.RFC3339))
+	held := make(chan string, 1)
+	go func() {
+		_, page := v.get(next)
+		held <- page
+	}()
+	second := i.ask("POST", "/emails", later).id(t)
+	if page := <-held; !strings.Contains(page, second) {
+		t.Errorf("the list does not show the new email: %s", page)
+	}
+	next = again("/console/emails/" + second)
+	go func() {
+		_, page := v.get(next)
+		held <- page
+	}()
+	if r := i.ask("POST", "/emails/"+second+"/cancel", nil); r.status != 200 {
+		t.Fatal(r)
+	}
+	if page := <-held; !strings.Contains(page, "cancel") {
+		t.Errorf("the page does not show that the email was cancelled: %s", page)
+	}
+
+	next = again("/console/")
+	go func() {
+		_, page := v.get(next)
+		held <- page
+	}()
+	if said, err := i.postbook("accounts", "remove-member", i.facts.AccountID, i.facts.Member.Email, "--reason", "they left"); err != nil {
+		t.Fatalf("remove-member: %v\n%s", err, said)
+	}
+	if page := <-held; strings.Contains(page, second) || !strings.Contains(page, "Password") {
+		t.Errorf("somebody who was removed is shown: %s", page)
 	}
 }

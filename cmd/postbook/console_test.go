@@ -111,6 +111,13 @@ func TestConsoleInABrowser(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, list := visit(t, ctx, ticket[1], "emails")
+	i.ask("POST", "/emails", with(hello("new@rcpt.test"), "subject", "This one is new"))
+	testenv.Eventually(t, 20*time.Second, func() error { // the list looks again by itself
+		if _, text := look(t, ctx, "emails"); !strings.Contains(text, "This one is new") {
+			return fmt.Errorf("the list does not show what is new: %s", text)
+		}
+		return nil
+	})
 	_, mail := visit(t, ctx, i.facts.BaseURL+"/console/emails/"+ids["deferred@rcpt.test"], "email")
 	title, _ := visit(t, ctx, i.facts.BaseURL+"/console/emails/"+attack, "attack")
 	visit(t, ctx, i.facts.BaseURL+"/console/account", "account")

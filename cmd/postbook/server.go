@@ -463,6 +463,9 @@ func (s *server) serveHTTP(ctx context.Context, group *errgroup.Group) error {
 		mux.Handle("/console", http.RedirectHandler("/console/", http.StatusSeeOther))
 	}
 	srv := api.Server(behindProxies(s.cfg.Proxies, mux), s.log)
+	if s.console != nil {
+		srv.RegisterOnShutdown(s.console.End)
+	}
 	group.Go(func() error {
 		if err := srv.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve HTTP: %w", err)
