@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,12 +31,15 @@ import (
 )
 
 type accountsCommand struct {
-	Open           accountsOpen     `cmd:"" help:"Open an account and make its first API key, while no server runs. The key is printed once."`
+	List           accountsList     `cmd:"" help:"List the accounts, with their domains and whether they may send."`
+	Open           accountsOpen     `cmd:"" help:"Open an account and make its first API key, beside a running server or without one. The key is printed once."`
 	Show           accountsShow     `cmd:"" help:"Tell everything that was done to an account, its keys, domains and members, from the log."`
 	Block          accountsBlock    `cmd:"" help:"Stop the sending of accounts."`
 	RequestUnblock accountsRequest  `cmd:"" help:"Ask that accounts may send again. Somebody else has to approve."`
 	Withdraw       accountsWithdraw `cmd:"" help:"Take a request back."`
 	Unblock        accountsUnblock  `cmd:"" help:"Approve somebody else's request."`
+	Members        accountsMembers  `cmd:"" help:"List who may use the console of an account."`
+	AddMember      accountsAdd      `cmd:"" help:"Let somebody use the console of an account, beside a running server or without one. Their password is printed once. Whoever has lost theirs is removed and added again."`
 	RemoveMember   accountsRemove   `cmd:"" help:"End what a member may do, at once, beside a running server or without one."`
 	RemoveDomain   accountsDomain   `cmd:"" help:"Remove a sender domain, so that another account can add it: of somebody who took a name that is not theirs. Beside a running server or without one."`
 	RevokeKey      accountsRevoke   `cmd:"" help:"Revoke an API key, at once, beside a running server or without one."`
@@ -120,33 +125,125 @@ func (c accountsOpen) Run(ctx context.Context, cfg Config, out output) error {
 			return fmt.Errorf("--email: %q is no email address", c.Email)
 		}
 	}
-	return alone(ctx, cfg, func(ctx context.Context, s *server) error {
+	return operating(ctx, cfg, func(ctx context.Context, o office) error {
 		facts := map[string]string{"account_id": uuid.Must(uuid.NewV7()).String()}
-		id := facts["account_id"]
-		if err := s.openAccount(ctx, operator(time.Now()), id, c.Name); err != nil {
+		if err := o.open(ctx, operator(time.Now()), facts["account_id"], c.Name); err != nil {
 			return err
 		}
-		_, token, err := s.api.IssueKey(ctx, operator(time.Now()), id, api.IssueKey{Name: "First key", Permission: domain.FullAccess})
-		if err != nil {
+		err := c.furnish(ctx, o, facts)
+		return errors.Join(err, out.facts(facts, "account_id", "api_key", "member", "password")) // what is there is told, also if not all of it is
+	})
+}
+
+// furnish makes what belongs to a new account.
+func (c accountsOpen) furnish(ctx context.Context, o office, facts map[string]string) (err error) {
+	id := facts["account_id"]
+	_, facts["api_key"], err = o.api.IssueKey(ctx, operator(time.Now()), id, api.IssueKey{Name: "First key", Permission: domain.FullAccess})
+	if err != nil || c.Email == "" {
+		return err
+	}
+	password := rand.Text()
+	if _, err = o.api.JoinMember(ctx, operator(time.Now()), id, c.Email, password); err == nil {
+		facts["member"], facts["password"] = c.Email, password
+	}
+	return err
+}
+
+// facts prints what is told once.
+func (o output) facts(facts map[string]string, order ...string) error {
+	maps.DeleteFunc(facts, func(_, value string) bool { return value == "" })
+	if printed, err := o.object(facts); printed {
+		return err
+	}
+	for _, name := range order {
+		if facts[name] != "" {
+			fmt.Printf("%-10s  %s\n", name, facts[name])
+		}
+	}
+	fmt.Println("Keys and passwords are shown this once.")
+	return nil
+}
+
+type accountsList struct {
+	Domain string `help:"Only the account that has this domain."`
+}
+
+// Run lists the accounts.
+func (c accountsList) Run(ctx context.Context, cfg Config, out output) error {
+	type row struct {
+		ID      string   `json:"id"`
+		Name    string   `json:"name"`
+		State   string   `json:"state"` // why it may not send, or that it may
+		Domains []string `json:"domains"`
+	}
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	known := directory.New()
+	if err := learnAll(ctx, store, known); err != nil {
+		return err
+	}
+	domains := map[string][]string{}
+	for _, s := range known.Senders() {
+		domains[s.Account] = append(domains[s.Account], s.Name)
+	}
+	all := []row{}
+	for _, a := range known.Accounts() {
+		state := "may send"
+		switch {
+		case a.Erased:
+			state = "erased"
+		case a.Blocked != "":
+			state = "blocked for " + a.Blocked
+		}
+		if c.Domain == "" || slices.Contains(domains[a.ID], strings.ToLower(c.Domain)) {
+			all = append(all, row{a.ID, a.Name, state, slices.Sorted(slices.Values(domains[a.ID]))})
+		}
+	}
+	if c.Domain != "" && len(all) == 0 {
+		return fmt.Errorf("no account has the domain %s", c.Domain)
+	}
+	slices.SortFunc(all, func(a, b row) int { return strings.Compare(a.ID, b.ID) }) // as they were opened
+	if printed, err := out.object(all); printed {
+		return err
+	}
+	rows := make([][]string, len(all))
+	for n, r := range all {
+		rows[n] = []string{r.ID, r.Name, r.State, strings.Join(r.Domains, " ")}
+	}
+	return out.table([]string{"ID", "NAME", "STATE", "DOMAINS"}, rows)
+}
+
+type accountsMembers struct {
+	ID string `arg:"" help:"Id of the account."`
+}
+
+// Run lists an account's members.
+func (c accountsMembers) Run(ctx context.Context, cfg Config, out output) error {
+	return listPeople(ctx, cfg, out, domain.Member, c.ID)
+}
+
+type accountsAdd struct {
+	ID    string `arg:"" help:"Id of the account."`
+	Email string `arg:"" help:"Email address of the new member."`
+}
+
+// Run lets somebody in.
+func (c accountsAdd) Run(ctx context.Context, cfg Config, out output) error {
+	if _, err := parseMailbox(c.Email); err != nil {
+		return fmt.Errorf("%q is no email address", c.Email)
+	}
+	return operating(ctx, cfg, func(ctx context.Context, o office) error {
+		if err := checkAccount(ctx, o.api.Store, c.ID); err != nil {
 			return err
 		}
-		facts["api_key"] = token
-		if c.Email != "" {
-			facts["member"], facts["password"] = c.Email, rand.Text()
-			if _, err := s.api.JoinMember(ctx, operator(time.Now()), id, c.Email, facts["password"]); err != nil {
-				return err
-			}
-		}
-		if printed, err := out.object(facts); printed {
+		password := rand.Text()
+		if _, err := o.api.JoinMember(ctx, operator(time.Now()), c.ID, c.Email, password); err != nil {
 			return err
 		}
-		for _, name := range []string{"account_id", "api_key", "member", "password"} {
-			if facts[name] != "" {
-				fmt.Printf("%-10s  %s\n", name, facts[name])
-			}
-		}
-		fmt.Println("The key and the password are shown this once.")
-		return nil
+		return out.facts(map[string]string{"member": c.Email, "password": password}, "member", "password")
 	})
 }
 

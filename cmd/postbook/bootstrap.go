@@ -14,7 +14,6 @@ import (
 
 	"postbook.dev/postbook/api"
 	"postbook.dev/postbook/domain"
-	"postbook.dev/postbook/domain/account"
 	"postbook.dev/postbook/domain/sender"
 	"postbook.dev/postbook/eventstore"
 	"postbook.dev/postbook/seal"
@@ -77,7 +76,7 @@ func (s *server) bootstrap(ctx context.Context) (devFacts, error) {
 func (s *server) createDevAccount(ctx context.Context) (k kept, err error) {
 	by := func() domain.Authority { return operator(time.Now()) }
 	k.AccountID = uuid.Must(uuid.NewV7()).String()
-	if err := s.openAccount(ctx, by(), k.AccountID, "Development"); err != nil {
+	if err := (office{s.api, s.vault.ring}).open(ctx, by(), k.AccountID, "Development"); err != nil {
 		return k, err
 	}
 	id, err := s.api.AddDomain(ctx, by(), k.AccountID, api.AddDomain{Name: devDomain, Settings: sender.Settings{TLS: sender.TLSOpportunistic}})
@@ -106,17 +105,4 @@ func (s *server) createDevAccount(ctx context.Context) (k kept, err error) {
 		k.Staff = append(k.Staff, p)
 	}
 	return k, nil
-}
-
-// openAccount opens an account and makes its keys.
-func (s *server) openAccount(ctx context.Context, by domain.Authority, id, name string) error {
-	// The keys come first: an account without them could accept nothing.
-	if err := s.vault.ring.Create(ctx, id); err != nil {
-		return err
-	}
-	opened, err := eventstore.Execute(ctx, s.store, account.Decider, account.Stream(id), account.Command(account.Open{Authority: by, Name: name}))
-	if err != nil {
-		return err
-	}
-	return s.directory.Await(ctx, opened[0].Seq)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/eventstore"
@@ -23,6 +24,7 @@ import (
 
 type eventsCommand struct {
 	Tail  eventsTail  `cmd:"" help:"Print events as they happen."`
+	List  eventsList  `cmd:"" help:"Print the events of a time, of all accounts or of one, as they followed each other, and end."`
 	Show  eventsShow  `cmd:"" help:"Print one event, or all events of one email, account or other aggregate."`
 	Stats eventsStats `cmd:"" help:"Say how much is in each log."`
 	Check eventsCheck `cmd:"" help:"List emails that do not have exactly one final state."`
@@ -63,6 +65,132 @@ func (c eventsTail) Run(ctx context.Context, cfg Config, out output) error {
 		}()
 	}
 	return untilStopped(ctx, <-errs)
+}
+
+type eventsList struct {
+	Logs    []string  `arg:"" optional:"" help:"LEDGER, MAIL, ACCESS or ASKED. Without any: LEDGER and MAIL."`
+	Account string    `help:"Only what is of this account."`
+	From    time.Time `help:"Only events from this time on, such as 2026-01-09T04:47:00Z."`
+	To      time.Time `help:"Only events up to this time."`
+}
+
+// entered is how long after it was recorded an event is in its log at the latest.
+const entered = time.Minute
+
+// Run prints the events.
+func (c eventsList) Run(ctx context.Context, cfg Config, out output) error {
+	if !c.To.IsZero() && c.To.Before(c.From) {
+		return errors.New("--to is before --from")
+	}
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	logs, err := chosen(store, c.Logs)
+	if err != nil {
+		return err
+	}
+	if c.Account != "" {
+		if err := checkAccount(ctx, store, c.Account); err != nil {
+			return err
+		}
+	}
+	reading, readCtx := errgroup.WithContext(ctx)
+	heads := make([]<-chan domain.Recorded, len(logs))
+	for n, log := range logs {
+		events := make(chan domain.Recorded, 100)
+		heads[n] = events
+		reading.Go(func() error {
+			defer close(events)
+			return c.read(readCtx, store, log, events)
+		})
+	}
+	reading.Go(func() error { return merged(readCtx, heads, out.event) })
+	return reading.Wait()
+}
+
+var errOver = errors.New("what comes next is later")
+
+// read sends the events that are asked for of a log.
+func (c eventsList) read(ctx context.Context, store *eventstore.Store, log string, events chan<- domain.Recorded) error {
+	subject := ">"
+	f := eventstore.Following{Log: log}
+	if c.Account != "" {
+		subject = eventstore.AccountSubject(log, c.Account)
+		f.Subjects = []string{subject}
+	}
+	var err error
+	if f.StopAt, err = store.Last(ctx, log, subject); err != nil || f.StopAt == 0 {
+		return err
+	}
+	if !c.From.IsZero() {
+		if f.After, err = store.Before(ctx, log, c.From); err != nil || f.After >= f.StopAt {
+			return err
+		}
+	}
+	to := c.To
+	if !to.IsZero() && to.Nanosecond()%int(time.Millisecond) == 0 {
+		to = to.Add(time.Millisecond - 1) // as times are printed, all of it is meant
+	}
+	err = store.Follow(ctx, f, func(ctx context.Context, entries []eventstore.Entry) error {
+		for _, e := range entries {
+			if e.Err != nil {
+				return e.Err
+			}
+			if !to.IsZero() && e.Time.Sub(to) > entered {
+				return errOver
+			}
+			for _, rec := range e.Events {
+				if rec.Time.Before(c.From) || !to.IsZero() && rec.Time.After(to) {
+					continue
+				}
+				select {
+				case events <- rec:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, errOver) {
+		return nil
+	}
+	return err
+}
+
+// merged hands over what several logs hold in the order of its times. Each log stays in
+// its own order.
+func merged(ctx context.Context, logs []<-chan domain.Recorded, each func(domain.Recorded) error) error {
+	next := make([]*domain.Recorded, len(logs))
+	for {
+		first := -1
+		for n := range logs {
+			if next[n] == nil && logs[n] != nil {
+				select {
+				case rec, ok := <-logs[n]:
+					if !ok {
+						logs[n] = nil
+						continue
+					}
+					next[n] = &rec
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+			if next[n] != nil && (first < 0 || next[n].Time.Before(next[first].Time)) {
+				first = n
+			}
+		}
+		if first < 0 {
+			return nil
+		}
+		if err := each(*next[first]); err != nil {
+			return err
+		}
+		next[first] = nil
+	}
 }
 
 func (o output) entries(entries []eventstore.Entry) error {

@@ -69,7 +69,7 @@ func TestWhoeverRunsIsKnownByTheLock(t *testing.T) {
 	if err := i.learn(); err != nil {
 		t.Errorf("the first one's facts are gone: %v", err)
 	}
-	if said, err := i.postbook("staff", "join", "grace@acme.test"); err == nil || !strings.Contains(said, "stop the server first") {
+	if said, err := i.postbook("rotate", "seal"); err == nil || !strings.Contains(said, "stop the server first") {
 		t.Errorf("beside a server: %v\n%s", err, said)
 	}
 	i.kill()

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,11 +94,125 @@ func TestPeopleAndKeysAreOutAtOnce(t *testing.T) {
 	}
 }
 
+// Accounts are opened and people let in beside a running server, which knows them at
+// once; and an operator can look up who there is.
+func TestAnOperatorNeedsNoStop(t *testing.T) {
+	t.Parallel()
+	i := launch(t)
+	ask := func(into any, args ...string) {
+		t.Helper()
+		said, err := i.postbook(append(args, "--json")...)
+		if err == nil {
+			err = json.Unmarshal([]byte(said), into)
+		}
+		if err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, said)
+		}
+	}
+	var acme struct {
+		Account  string `json:"account_id"`
+		Key      string `json:"api_key"`
+		Password string
+	}
+	ask(&acme, "accounts", "open", "Acme", "--email", "ops@acme.test")
+	bearer := []string{"Authorization", "Bearer " + acme.Key}
+	testenv.Eventually(t, 10*time.Second, func() error {
+		if r := i.ask("POST", "/domains", map[string]string{"name": "acme.test"}, bearer...); r.status != 201 {
+			return fmt.Errorf("with the new key: %s", r)
+		}
+		return nil
+	})
+	var added struct{ Password string }
+	ask(&added, "accounts", "add-member", acme.Account, "second@acme.test")
+	for email, password := range map[string]string{"ops@acme.test": acme.Password, "second@acme.test": added.Password} {
+		testenv.Eventually(t, 10*time.Second, func() error {
+			if status, page := i.visitor(t).signIn(email, password); status != 200 || !strings.Contains(page, "Acme") {
+				return fmt.Errorf("%s signs in: %d %s", email, status, page)
+			}
+			return nil
+		})
+	}
+	if said, err := i.postbook("accounts", "add-member", acme.Account, "Second@ACME.test"); err == nil || !strings.Contains(said, "joined already") {
+		t.Errorf("added again: %v\n%s", err, said)
+	}
+	var joined struct {
+		Password string
+		Secret   string `json:"totp_secret"`
+	}
+	ask(&joined, "staff", "join", "lin@postbook.test", "--role", "trust")
+	code, err := totp.GenerateCode(joined.Secret, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, 10*time.Second, func() error {
+		if r := i.ask("POST", "/staff/sessions", map[string]string{"email": "lin@postbook.test", "password": joined.Password, "totp": code}); r.status != 201 {
+			return fmt.Errorf("the new member of staff signs in: %s", r)
+		}
+		return nil
+	})
+
+	var people []struct{ Email, Role string }
+	ask(&people, "staff", "list")
+	if len(people) != 3 || people[2].Email != "lin@postbook.test" || people[2].Role != "trust" {
+		t.Errorf("staff list: %+v", people)
+	}
+	ask(&people, "accounts", "members", acme.Account)
+	if len(people) != 2 || people[0].Email != "ops@acme.test" || people[1].Email != "second@acme.test" {
+		t.Errorf("accounts members: %+v", people)
+	}
+	if said, err := i.postbook("events", "list", "ACCESS", "--json"); err != nil || !regexp.MustCompile(`"type":"access.unsealed".*"actor":"operator:.*"class":"user"`).MatchString(said) {
+		t.Errorf("that addresses were read is not on record: %v\n%s", err, said)
+	}
+	between := time.Now()
+	if r := i.ask("GET", "/domains", nil, bearer...); r.status != 200 {
+		t.Fatal(r)
+	}
+	i.lastEvent(i.ask("POST", "/emails", hello("ada@rcpt.test")).id(t), "delivered")
+	listed := func(flags ...string) (events []line) {
+		t.Helper()
+		said, err := i.postbook(append([]string{"events", "list", "LEDGER", "MAIL", "ACCESS", "--json"}, flags...)...)
+		if err != nil {
+			t.Fatalf("events list: %v\n%s", err, said)
+		}
+		for _, text := range strings.Split(strings.TrimSpace(said), "\n") {
+			var e line
+			if text != "" && json.Unmarshal([]byte(text), &e) != nil {
+				t.Fatal(text)
+			}
+			events = append(events, e)
+		}
+		return events
+	}
+	if all := listed("--from", between.Format(time.RFC3339Nano)); !slices.ContainsFunc(all, func(e line) bool { return e.Type == "email.delivered" }) ||
+		slices.ContainsFunc(all, func(e line) bool { return e.Time.Before(between) }) {
+		t.Errorf("from %s on: %+v", between, all)
+	}
+	theirs := listed("--account", acme.Account, "--to", between.Format(time.RFC3339Nano))
+	if slices.ContainsFunc(theirs, func(e line) bool { return !strings.Contains(e.Subject, acme.Account) || e.Time.After(between) }) ||
+		theirs[0].Type != "account.opened" || !slices.ContainsFunc(theirs, func(e line) bool { return e.Log == "ACCESS" }) {
+		t.Errorf("of the account, until %s: %+v", between, theirs)
+	}
+	var accounts []struct {
+		ID, Name, State string
+		Domains         []string
+	}
+	ask(&accounts, "accounts", "list")
+	if len(accounts) != 2 || accounts[1].ID != acme.Account || accounts[1].State != "may send" {
+		t.Errorf("accounts list: %+v", accounts)
+	}
+	ask(&accounts, "accounts", "list", "--domain", "ACME.test")
+	if len(accounts) != 1 || accounts[0].Name != "Acme" || accounts[0].Domains[0] != "acme.test" {
+		t.Errorf("the account of a domain: %+v", accounts)
+	}
+	if said, err := i.postbook("accounts", "list", "--domain", "nowhere.test"); err == nil || !strings.Contains(said, "no account has") {
+		t.Errorf("the account of a domain that nobody has: %v\n%s", err, said)
+	}
+}
+
 // A code is good once, so it is asked for last, and is enough for several accounts.
 func TestStaffGiveOneCodeForSeveralAccounts(t *testing.T) {
 	t.Parallel()
 	i := launch(t)
-	i.stop()
 	said, err := i.postbook("accounts", "open", "Acme", "--json")
 	var other struct {
 		Account string `json:"account_id"`
@@ -104,7 +220,6 @@ func TestStaffGiveOneCodeForSeveralAccounts(t *testing.T) {
 	if err != nil || json.Unmarshal([]byte(said), &other) != nil {
 		t.Fatalf("accounts open: %v\n%s", err, said)
 	}
-	i.start("--quiet")
 	ada := i.facts.Staff[0]
 	code, err := totp.GenerateCode(ada.TOTPSecret, time.Now())
 	if err != nil {

@@ -3,23 +3,23 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
+	"log/slog"
 	"os"
-	"os/user"
+	"slices"
 	"strings"
 	"time"
-
-	"github.com/google/uuid"
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/directory"
 	"postbook.dev/postbook/domain/staff"
 	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/keyring"
 )
 
 type staffCommand struct {
-	Join  staffJoin  `cmd:"" help:"Make somebody a member of staff, while no server runs. Prints a password and the secret of a second factor, once."`
+	Join  staffJoin  `cmd:"" help:"Make somebody a member of staff, beside a running server or without one. Prints a password and the secret of a second factor, once."`
+	List  staffList  `cmd:"" help:"List the members of staff."`
 	Leave staffLeave `cmd:"" help:"End the authority of a member of staff, at once, beside a running server or without one."`
 }
 
@@ -89,9 +89,12 @@ type staffJoin struct {
 
 // Run makes somebody a member of staff.
 func (c staffJoin) Run(ctx context.Context, cfg Config, out output) error {
-	return alone(ctx, cfg, func(ctx context.Context, s *server) error {
+	if _, err := parseMailbox(c.Email); err != nil {
+		return fmt.Errorf("%q is no email address", c.Email)
+	}
+	return operating(ctx, cfg, func(ctx context.Context, o office) error {
 		password := rand.Text()
-		id, secret, err := s.api.JoinStaff(ctx, operator(time.Now()), c.Email, password, domain.Role(c.Role))
+		id, secret, err := o.api.JoinStaff(ctx, operator(time.Now()), c.Email, password, domain.Role(c.Role))
 		if err != nil {
 			return err
 		}
@@ -103,50 +106,56 @@ func (c staffJoin) Run(ctx context.Context, cfg Config, out output) error {
 	})
 }
 
-// alone does something with the operator's authority, which is that of whoever
-// holds the data directory while no server runs on it.
-func alone(ctx context.Context, cfg Config, do func(context.Context, *server) error) error {
-	if err := cfg.settle(false); err != nil {
-		return err
+type staffList struct{}
+
+// Run lists the members of staff.
+func (staffList) Run(ctx context.Context, cfg Config, out output) error {
+	return listPeople(ctx, cfg, out, domain.Staff, domain.Platform)
+}
+
+// listPeople prints who somebody with an id is. That their addresses were read is on
+// record.
+func listPeople(ctx context.Context, cfg Config, out output, kind domain.ActorKind, account string) error {
+	type person struct {
+		ID    string      `json:"id"`
+		Email string      `json:"email"`
+		Role  domain.Role `json:"role"`
 	}
-	if _, ok := found(cfg); ok {
-		return errors.New("stop the server first: the operator's authority is that of whoever holds the data directory alone")
-	}
-	cfg.HTTPAddr, cfg.SMTPAddr, cfg.Roles = "127.0.0.1:0", "127.0.0.1:0", []string{roleProjections}
-	s, err := start(ctx, cfg, cfg.logger())
+	k, err := openKeeper(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	serving, end := context.WithCancel(ctx)
-	defer end()
-	begun, failed := false, error(nil)
-	err = s.run(serving, func(ctx context.Context) error {
-		defer end()
-		begun, failed = true, do(ctx, s)
-		return nil // the server is told to end: an error of this would race with that
-	})
-	if !begun && err == nil {
-		err = ctx.Err()
+	defer k.store.Close()
+	if account != domain.Platform {
+		if err := checkAccount(ctx, k.store, account); err != nil {
+			return err
+		}
 	}
-	return errors.Join(failed, err, s.stop())
-}
-
-// because is the operator's authority, with a reason.
-func because(reason string) domain.Authority {
-	by := operator(time.Now())
-	by.Reason = strings.TrimSpace(reason)
-	return by
-}
-
-// operator is the authority of whoever holds the data directory.
-func operator(now time.Time) domain.Authority {
-	name := "uid-" + fmt.Sprint(os.Getuid())
-	if u, err := user.Current(); err == nil {
-		name = u.Username
+	known := directory.New()
+	if err := learnAll(ctx, k.store, known); err != nil {
+		return err
 	}
-	id := uuid.Must(uuid.NewV7())
-	return domain.Authority{
-		Actor: domain.Actor{Kind: domain.Operator, ID: name}, Account: domain.Platform,
-		Via: domain.ViaCLI, Auth: domain.Internal, AuthAt: now, At: now, Command: id, Correlation: id,
+	v := newVault(k.ring, k.store, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	defer v.flush(context.WithoutCancel(ctx))
+	ctx = domain.Within(ctx, operator(time.Now()))
+	people := []person{}
+	for _, p := range known.People(kind) {
+		if p.Account != account {
+			continue
+		}
+		email, err := v.Open(ctx, account, string(keyring.User), p.ID, p.Email)
+		if err != nil {
+			return fmt.Errorf("open the address of %s: %w", p.ID, err)
+		}
+		people = append(people, person{p.ID, string(email), p.Role})
 	}
+	slices.SortFunc(people, func(a, b person) int { return strings.Compare(a.ID, b.ID) }) // as they joined
+	if printed, err := out.object(people); printed {
+		return err
+	}
+	rows := make([][]string, len(people))
+	for n, p := range people {
+		rows[n] = []string{p.Email, string(p.Role), p.ID}
+	}
+	return out.table([]string{"EMAIL", "ROLE", "ID"}, rows)
 }
