@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -64,7 +65,12 @@ type Archiver struct {
 	Config
 	verified map[string]uint64 // up to where segments were read back once more, to be trimmed
 	warned   map[string]time.Time
+	done     atomic.Int64 // when the last pass ended in which nothing failed, in nanoseconds since 1970
 }
+
+// Done is when everything that was due was archived last, or when the archiver was
+// made.
+func (a *Archiver) Done() time.Time { return time.Unix(0, a.done.Load()) }
 
 // NewArchiver makes an archiver.
 func NewArchiver(c Config) *Archiver {
@@ -92,7 +98,9 @@ func NewArchiver(c Config) *Archiver {
 	if c.Every == 0 {
 		c.Every = min(lookEvery, max(c.SegmentAge/4, 100*time.Millisecond))
 	}
-	return &Archiver{Config: c, verified: map[string]uint64{}, warned: map[string]time.Time{}}
+	a := &Archiver{Config: c, verified: map[string]uint64{}, warned: map[string]time.Time{}}
+	a.done.Store(c.Now().UnixNano())
+	return a
 }
 
 // Logs names all logs of a store that are archived.
@@ -146,6 +154,9 @@ func (a *Archiver) Pass(ctx context.Context, all bool) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+	}
+	if failed == nil {
+		a.done.Store(a.Now().UnixNano())
 	}
 	return failed
 }

@@ -26,9 +26,8 @@ func (a *agenda) add(m *mail, at time.Time) {
 	heap.Push(&a.later, m)
 }
 
-// next takes the email whose turn it is, of an account that passes. It returns
-// nil if there is none, and then when the next one is due, zero for never.
-func (a *agenda) next(now time.Time, passes func(account string) bool) (*mail, time.Time) {
+// ripen has what is due by now ready.
+func (a *agenda) ripen(now time.Time) {
 	for len(a.later) > 0 && !a.later[0].due.After(now) {
 		m := heap.Pop(&a.later).(*mail) //nolint:errcheck // it holds nothing else
 		if len(a.ready[m.account]) == 0 {
@@ -36,6 +35,12 @@ func (a *agenda) next(now time.Time, passes func(account string) bool) (*mail, t
 		}
 		a.ready[m.account] = append(a.ready[m.account], m)
 	}
+}
+
+// next takes the email whose turn it is, of an account that passes. It returns
+// nil if there is none, and then when the next one is due, zero for never.
+func (a *agenda) next(now time.Time, passes func(account string) bool) (*mail, time.Time) {
+	a.ripen(now)
 	for range a.ring {
 		if a.turn >= len(a.ring) {
 			a.turn = 0

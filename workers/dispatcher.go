@@ -91,6 +91,8 @@ type Dispatcher struct {
 	memory  *semaphore.Weighted // for large messages
 	signing chan struct{}       // of messages being built and signed, which takes a core each
 	signers *signers
+
+	partitions []*partition
 }
 
 // NewDispatcher makes a dispatcher.
@@ -104,13 +106,17 @@ func NewDispatcher(c Config) *Dispatcher {
 	if c.Random == nil {
 		c.Random = rand.Float64
 	}
-	return &Dispatcher{
+	d := &Dispatcher{
 		Config:  c,
 		slots:   make(chan struct{}, c.Concurrency),
 		memory:  semaphore.NewWeighted(c.Memory),
 		signing: make(chan struct{}, runtime.NumCPU()),
 		signers: &signers{held: map[string]*delivery.Signer{}},
 	}
+	for n := range c.Store.Partitions() {
+		d.partitions = append(d.partitions, newPartition(d, n))
+	}
+	return d
 }
 
 // Run works until ctx ends, and then until the attempts that are under way have
@@ -130,10 +136,8 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		}()
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	partitions := make([]*partition, d.Store.Partitions())
-	for n := range partitions {
-		partitions[n] = newPartition(d, n)
-		group.Go(func() error { return partitions[n].run(ctx) })
+	for _, p := range d.partitions {
+		group.Go(func() error { return p.run(ctx) })
 	}
 	group.Go(func() error {
 		// A block or its end may be in any entry of the ledger.
@@ -141,7 +145,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			if err := d.Directory.Await(ctx, d.Directory.Seq()+1); err != nil {
 				return err
 			}
-			for _, p := range partitions {
+			for _, p := range d.partitions {
 				p.wake()
 			}
 		}

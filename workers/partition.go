@@ -83,6 +83,7 @@ type partition struct {
 	owner   *eventstore.Owner
 	open    map[uuid.UUID]*mail
 	agenda  *agenda
+	working bool           // whether this process owns it at the moment, and knows what is open
 	seq     uint64         // of the last entry that was folded
 	wire    map[string]int // transactions that were begun, by account
 	changed chan struct{}  // closed whenever an attempt ends or an entry is folded
@@ -149,6 +150,8 @@ func (p *partition) session(ctx context.Context) error {
 	if err := p.takeOver(ctx); err != nil {
 		return err
 	}
+	defer p.setWorking(false)
+	p.setWorking(true)
 	group, live := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.follow(live) })
 	group.Go(func() error { return p.schedule(ctx, live) })
@@ -180,6 +183,12 @@ func (p *partition) session(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+func (p *partition) setWorking(is bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.working = is
 }
 
 // takeOver claims the partition, and learns from its log which emails are open.

@@ -127,6 +127,7 @@ func (s *server) startArchiver(ctx context.Context, group *errgroup.Group) error
 		return err
 	}
 	archiver.Mine = s.notary.Signs // of several hosts, one works on a log
+	s.archiver = archiver
 	group.Go(func() error { return archiver.Run(ctx) })
 	return nil
 }

@@ -38,6 +38,25 @@ func TestBlockHolds(t *testing.T) {
 		scheduled = append(scheduled, i.ask("POST", "/emails", with(hello("later@rcpt.test"), "scheduled_at", time.Now().Add(time.Second))).id(t))
 	}
 
+	waiting := func() (open, due, held, wait float64) {
+		for name, v := range i.metrics(t) {
+			switch name, _, _ := strings.Cut(name, "{"); name {
+			case "postbook_emails_open":
+				open += v
+			case "postbook_emails_due":
+				due += v
+			case "postbook_emails_held":
+				held += v
+			case "postbook_email_wait_seconds":
+				wait = max(wait, v)
+			}
+		}
+		return open, due, held, wait
+	}
+	if open, due, held, wait := waiting(); open != queued+3 || due < queued/2 || held != 0 || wait == 0 {
+		t.Errorf("while the receiver takes nothing, %v are open, %v due for %v s, and %v held", open, due, wait, held)
+	}
+
 	ada := "Bearer " + i.staff(0)
 	r := i.ask("POST", account+"/block", map[string]string{"policy": "spam", "evidence": "412 complaints in 10,000 mails", "reason": "complaints"}, "Authorization", ada)
 	if r.status != 200 || !strings.Contains(string(r.body), `"settled":true`) {
@@ -68,6 +87,12 @@ func TestBlockHolds(t *testing.T) {
 	if n := sink.Begun(); n != 0 {
 		t.Fatalf("%d transactions began although the account was blocked", n)
 	}
+	testenv.Eventually(t, 20*time.Second, func() error {
+		if open, due, held, wait := waiting(); open != queued+3 || held != queued+3 || due != 0 || wait != 0 {
+			return fmt.Errorf("while the account is blocked, %v are open, %v held, and %v due for %v s", open, held, due, wait)
+		}
+		return nil
+	})
 	testenv.Eventually(t, 20*time.Second, func() error { return i.onRecord(t, refused) })
 
 	grace := "Bearer " + i.staff(1)

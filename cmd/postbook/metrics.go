@@ -117,16 +117,24 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	logEntries   = gauge("log_entries", "Sequence of a log's last entry.", "log")
-	lagEntries   = gauge("projection_lag_entries", "Entries of a log that a read model has not applied.", "model", "log")
-	lagSeconds   = gauge("projection_lag_seconds", "Time since the first of those was recorded.", "model", "log")
-	stopped      = gauge("projection_stopped", "1 if a read model was stopped by an entry that it cannot apply.", "model", "log")
-	databaseUp   = gauge("database_up", "1 if the read models can be asked.")
-	sealEntries  = gauge("seal_entries", "Entries that the newest signed head covers.", "log")
-	sealAge      = gauge("seal_age_seconds", "Time since the newest head was signed: above two minutes, nothing seals.", "log")
-	sealWitness  = gauge("seal_witnessed_entries", "Entries that enough witnesses have seen.", "log")
-	sealBroken   = gauge("seal_broken", "1 if a log is not as it was sealed.", "log")
-	allOfState   = []*prometheus.Desc{logEntries, lagEntries, lagSeconds, stopped, databaseUp, sealEntries, sealAge, sealWitness, sealBroken}
+	logEntries  = gauge("log_entries", "Sequence of a log's last entry.", "log")
+	lagEntries  = gauge("projection_lag_entries", "Entries of a log that a read model has not applied.", "model", "log")
+	lagSeconds  = gauge("projection_lag_seconds", "Time since the first of those was recorded.", "model", "log")
+	stopped     = gauge("projection_stopped", "1 if a read model was stopped by an entry that it cannot apply.", "model", "log")
+	databaseUp  = gauge("database_up", "1 if the read models can be asked.")
+	sealEntries = gauge("seal_entries", "Entries that the newest signed head covers.", "log")
+	sealAge     = gauge("seal_age_seconds", "Time since the newest head was signed: above two minutes, nothing seals.", "log")
+	sealWitness = gauge("seal_witnessed_entries", "Entries that enough witnesses have seen.", "log")
+	sealBroken  = gauge("seal_broken", "1 if a log is not as it was sealed.", "log")
+	mailOpen    = gauge("emails_open", "Emails without a final state, scheduled ones too, in a partition that this process works on.", "log")
+	mailDue     = gauge("emails_due", "Of these, those that could go out now.", "log")
+	mailHeld    = gauge("emails_held", "Of these, those that are due and whose account may not send.", "log")
+	mailWait    = gauge("email_wait_seconds", "How long the first of those that could go out has been due.", "log")
+	archiveAge  = gauge("archive_age_seconds", "Time since everything that was due was archived.")
+	allOfState  = []*prometheus.Desc{
+		logEntries, lagEntries, lagSeconds, stopped, databaseUp, sealEntries, sealAge, sealWitness, sealBroken,
+		mailOpen, mailDue, mailHeld, mailWait, archiveAge,
+	}
 	stateTimeout = 5 * time.Second
 )
 
@@ -157,6 +165,17 @@ func (s *stateOf) Collect(to chan<- prometheus.Metric) {
 		tell(lagEntries, float64(st.Lag), st.Model, st.Log)
 		tell(lagSeconds, st.Behind.Seconds(), st.Model, st.Log)
 		tell(stopped, truth[st.State == projections.Stopped], st.Model, st.Log)
+	}
+	if s.dispatcher != nil {
+		for _, b := range s.dispatcher.Backlog() {
+			tell(mailOpen, float64(b.Open), b.Log)
+			tell(mailDue, float64(b.Due), b.Log)
+			tell(mailHeld, float64(b.Held), b.Log)
+			tell(mailWait, b.Wait.Seconds(), b.Log)
+		}
+	}
+	if s.archiver != nil {
+		tell(archiveAge, now.Sub(s.archiver.Done()).Seconds())
 	}
 	if s.notary == nil {
 		return

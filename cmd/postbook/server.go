@@ -45,25 +45,27 @@ type server struct {
 	cfg Config
 	log *slog.Logger
 
-	metrics   *metrics
-	store     *eventstore.Store
-	archive   *archive.Archive   // nil if there is none
-	cluster   *pgcluster.Cluster // nil if the database is elsewhere
-	owner     string             // URL of the database's owner
-	writer    *pgxpool.Pool      // of the read models
-	reader    *pgxpool.Pool
-	maker     *pgxpool.Pool // of the tables, as their owner: to build and to verify read models
-	markKey   []byte
-	notary    *notary.Notary // nil without the role workers
-	directory *directory.Directory
-	vault     *vault
-	root      keyring.Root
-	resolver  *delivery.Resolver
-	inbox     *sandbox.Inbox // nil if mail leaves the machine
-	api       *api.API
-	console   *web.Console
-	listener  net.Listener
-	smtp      net.Listener // of SMTP submission; nil without the role api
+	metrics    *metrics
+	store      *eventstore.Store
+	archive    *archive.Archive   // nil if there is none
+	cluster    *pgcluster.Cluster // nil if the database is elsewhere
+	owner      string             // URL of the database's owner
+	writer     *pgxpool.Pool      // of the read models
+	reader     *pgxpool.Pool
+	maker      *pgxpool.Pool // of the tables, as their owner: to build and to verify read models
+	markKey    []byte
+	notary     *notary.Notary // nil without the role workers
+	archiver   *archive.Archiver
+	dispatcher *workers.Dispatcher
+	directory  *directory.Directory
+	vault      *vault
+	root       keyring.Root
+	resolver   *delivery.Resolver
+	inbox      *sandbox.Inbox // nil if mail leaves the machine
+	api        *api.API
+	console    *web.Console
+	listener   net.Listener
+	smtp       net.Listener // of SMTP submission; nil without the role api
 
 	closers []func(context.Context) error
 }
@@ -391,7 +393,7 @@ func (s *server) startWorkers(ctx context.Context, group *errgroup.Group) error 
 		}
 		leases = workers.NewLeases(owners, s.store.Partitions(), s.log)
 	}
-	dispatcher := workers.NewDispatcher(workers.Config{
+	s.dispatcher = workers.NewDispatcher(workers.Config{
 		Leases:    leases,
 		Store:     s.store,
 		Directory: s.directory,
@@ -404,7 +406,7 @@ func (s *server) startWorkers(ctx context.Context, group *errgroup.Group) error 
 		Now:       time.Now,
 		Log:       s.log,
 	})
-	group.Go(func() error { return dispatcher.Run(ctx) })
+	group.Go(func() error { return s.dispatcher.Run(ctx) })
 	router, err := workers.NewRouter(workers.RouterConfig{
 		Store:     s.store,
 		Directory: s.directory,
