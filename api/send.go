@@ -145,7 +145,7 @@ func (a *addresses) UnmarshalJSON(data []byte) error {
 		}
 		return nil
 	}
-	many, err := elements[string](data, email.MaxRecipients)
+	many, err := elements[string](data, maxAddresses)
 	if err != nil {
 		return unlike[[]string](data)
 	}
@@ -234,6 +234,7 @@ type recipient struct {
 // The limits of a request.
 const (
 	maxSubject     = 2000 // characters; a header field holds no more without a line that no server takes
+	maxAddresses   = 50   // in each of to, cc, bcc and reply_to
 	maxHeaders     = 100
 	maxTags        = 75
 	maxTag         = 256
@@ -297,12 +298,16 @@ func (a *API) draftRecipients(d *draft, m sendRequest) error {
 	for _, to := range m.envelope {
 		wanted[lower(to)] = true
 	}
+	most := maxAddresses
+	if m.submitted() { // whoever gets it is named by the envelope, which was counted
+		most = email.MaxRecipients
+	}
 	for _, field := range []struct {
 		kind   email.RecipientKind
 		values addresses
 	}{{email.To, m.To}, {email.Cc, m.Cc}, {email.Bcc, m.Bcc}} {
-		if len(field.values) > email.MaxRecipients {
-			return invalid("The `%s` field holds at most %d addresses.", field.kind, email.MaxRecipients)
+		if len(field.values) > most {
+			return invalid("The `%s` field holds at most %d addresses.", field.kind, most)
 		}
 		for _, v := range field.values {
 			mailbox, err := a.mailbox(string(field.kind), v)
@@ -315,8 +320,8 @@ func (a *API) draftRecipients(d *draft, m sendRequest) error {
 			}
 		}
 	}
-	if len(m.ReplyTo) > email.MaxRecipients {
-		return invalid("The `reply_to` field holds at most %d addresses.", email.MaxRecipients)
+	if len(m.ReplyTo) > most {
+		return invalid("The `reply_to` field holds at most %d addresses.", most)
 	}
 	for _, v := range m.ReplyTo {
 		if _, err := a.mailbox("reply_to", v); err != nil {

@@ -21,15 +21,15 @@ import (
 	"github.com/emersion/go-smtp"
 
 	"postbook.dev/postbook/domain"
+	"postbook.dev/postbook/domain/email"
 )
 
 // The limits of a submission. The contract's for an email hold as well.
 const (
-	smtpRecipients = 150 // 50 each in To, Cc and Bcc
-	smtpIdle       = 5 * time.Minute
-	smtpWork       = time.Minute // for what a message leads to here
-	smtpParts      = 1000        // of a message, those that hold others included
-	smtpDepth      = 10          // of parts within parts
+	smtpIdle  = 5 * time.Minute
+	smtpWork  = time.Minute // for what a message leads to here
+	smtpParts = 1000        // of a message, those that hold others included
+	smtpDepth = 10          // of parts within parts
 )
 
 // Submission is SMTP submission (RFC 6409): the user is called anything, the
@@ -44,7 +44,7 @@ func (a *API) Submission(hostname string) *smtp.Server {
 	s.Domain = hostname
 	s.AllowInsecureAuth = true
 	s.MaxMessageBytes = maxEmailBody
-	s.MaxRecipients = smtpRecipients
+	s.MaxRecipients = email.MaxRecipients
 	s.MaxLineLength = 4096
 	s.ReadTimeout, s.WriteTimeout = smtpIdle, smtpIdle
 	s.ErrorLog = slog.NewLogLogger(a.Log.Handler(), slog.LevelDebug)

@@ -57,7 +57,8 @@ func TestSubmission(t *testing.T) {
 		"a wrong key":                   {"re_12345678_123456789012345678901234", message, []string{"one@rcpt.test"}, 535},
 		"a domain that is not verified": {i.facts.SMTP.Password, "From: eve@example.com\nTo: one@rcpt.test\nSubject: x\n\nx\n", []string{"one@rcpt.test"}, 550},
 		"no From":                       {i.facts.SMTP.Password, "To: one@rcpt.test\nSubject: x\n\nx\n", []string{"one@rcpt.test"}, 550},
-		"51 blind copies":               {i.facts.SMTP.Password, "From: ada@" + devDomain + "\nTo: one@rcpt.test\nSubject: x\n\nx\n", blind(51), 550},
+		"151 blind copies":              {i.facts.SMTP.Password, "From: ada@" + devDomain + "\nTo: one@rcpt.test\nSubject: x\n\nx\n", blind(151), 452},
+		"151 named, of whom one gets it": {i.facts.SMTP.Password, "From: ada@" + devDomain + "\nTo: " + strings.Join(blind(151), ", ") + "\nSubject: x\n\nx\n", []string{"one@rcpt.test"}, 550},
 		"an address that is none":       {i.facts.SMTP.Password, message, []string{"one@localhost"}, 553},
 	} {
 		err := i.submit(c.password, "ada@"+devDomain, c.to, c.message)
@@ -90,6 +91,7 @@ func TestSubmissionsThatAreUnusual(t *testing.T) {
 		files   string
 	}{
 		"blind copies only": {"To: undisclosed-recipients:;\nSubject: x\n\nhello\n", []string{"one@rcpt.test"}, "[]", ""},
+		"many blind copies": {"To: team@rcpt.test\nSubject: x\n\nhello\n", blind(150), "[team@rcpt.test]", ""},
 		"nobody named":      {"Subject: x\n\nhello\n", []string{"one@rcpt.test"}, "[]", ""},
 		"copies only":       {"Cc: one@rcpt.test\nSubject: x\n\nhello\n", []string{"one@rcpt.test"}, "[]", ""},
 		"names":             {"To: =?utf-8?q?Zo=C3=AB?= <one@rcpt.test>, \"Doe, \\\"J\\\"\" <two@rcpt.test>\nSubject: x\n\nhello\n", []string{"one@rcpt.test", "two@rcpt.test"}, `[Zoë <one@rcpt.test> "Doe, \"J\"" <two@rcpt.test>]`, ""},

@@ -151,12 +151,8 @@ func decideAccept(s State, c Accept) ([]Event, error) {
 }
 
 func checkRecipients(recipients []Recipient) error {
-	count := map[RecipientKind]int{}
-	for _, r := range recipients {
-		count[r.Kind]++
-		if count[r.Kind] > MaxRecipients {
-			return domain.RefuseField(domain.Invalid, string(r.Kind), "The `%s` field holds at most %d addresses.", r.Kind, MaxRecipients)
-		}
+	if len(recipients) > MaxRecipients {
+		return domain.RefuseField(domain.Invalid, "to", "An email has at most %d recipients.", MaxRecipients)
 	}
 	return nil
 }

@@ -110,7 +110,7 @@ func Stream(account string, id uuid.UUID) domain.Stream {
 
 // The limits of an email.
 const (
-	MaxRecipients = 50                  // in each of to, cc and bcc
+	MaxRecipients = 150                 // of one email, however they are named
 	MaxAhead      = 30 * 24 * time.Hour // for scheduling
 	MaxAge        = 72 * time.Hour      // of trying, RFC 5321, 4.5.4.1
 	MaxUnknown    = 5                   // attempts that may end unknown, before a recipient has failed

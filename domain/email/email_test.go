@@ -69,7 +69,7 @@ func TestEmail(t *testing.T) {
 		{Name: "of a blocked account is refused", When: with(func(c *email.Accept) { c.Blocked = "spam" }), Refused: domain.Blocked},
 		{Name: "from a domain that is not verified is refused", When: with(func(c *email.Accept) { c.CanSend = false }), Refused: domain.Unverified, Field: "from"},
 		{Name: "to nobody is refused", When: with(func(c *email.Accept) { c.Accepted.Recipients = nil }), Refused: domain.Missing, Field: "to"},
-		{Name: "to 51 is refused", When: with(func(c *email.Accept) { c.Accepted.Recipients = make([]email.Recipient, 51) }), Refused: domain.Invalid},
+		{Name: "to 151 is refused", When: with(func(c *email.Accept) { c.Accepted.Recipients = make([]email.Recipient, 151) }), Refused: domain.Invalid, Field: "to"},
 		{Name: "for next year is refused", When: with(func(c *email.Accept) { c.Due = now.Add(email.MaxAhead + time.Second) }), Refused: domain.Invalid, Field: "scheduled_at"},
 		{
 			Name: "is moved", Given: []email.Event{accepted(), scheduled}, When: email.Reschedule{customer(), now.Add(2 * time.Hour)},
