@@ -17,7 +17,7 @@ run: need-run ## Start Postbook, send a first mail, and leave it running
 
 .PHONY: build
 build: ## Build bin/postbook
-	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/postbook ./cmd/postbook-proof
+	CGO_ENABLED=0 go build -trimpath -buildvcs=auto -o bin/ ./cmd/postbook ./cmd/postbook-proof
 
 .PHONY: test
 test: need-test ## Run all tests, on real PostgreSQL, NATS, DNS, SMTP and a browser (minutes)

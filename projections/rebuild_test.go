@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -116,6 +117,14 @@ func TestWhatWasReplacedIsKept(t *testing.T) {
 	w := newWorld(t)
 	w.run(t)()
 	rebuilder, accounts := w.rebuilder(t), must(projections.Find("accounts"))(t)
+	kept := func() (names []string) {
+		for _, s := range must(projections.Status(t.Context(), w.writer, w.store, time.Now()))(t) {
+			if s.Kept {
+				names = append(names, s.Model)
+			}
+		}
+		return names
+	}
 	if err := rebuilder.Revert(t.Context(), accounts); err == nil {
 		t.Error("there is something to go back to before anything was built")
 	}
@@ -123,6 +132,9 @@ func TestWhatWasReplacedIsKept(t *testing.T) {
 	edited := w.dump(t)
 	if err := rebuilder.Rebuild(t.Context(), accounts, nil); err != nil {
 		t.Fatal(err)
+	}
+	if names := kept(); !slices.Equal(names, []string{"accounts"}) {
+		t.Errorf("to be confirmed: %v", names)
 	}
 	rebuilt := w.dump(t)
 	if rebuilt == edited {
@@ -155,6 +167,9 @@ func TestWhatWasReplacedIsKept(t *testing.T) {
 	}
 	if err := rebuilder.Revert(t.Context(), accounts); err == nil {
 		t.Error("there is something to go back to after it was confirmed")
+	}
+	if names := kept(); len(names) > 0 {
+		t.Errorf("to be confirmed after that: %v", names)
 	}
 	if got := w.dump(t); got != rebuilt {
 		t.Errorf("after it was confirmed:\n%s", got)

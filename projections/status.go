@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -21,6 +22,7 @@ type State struct {
 	Behind time.Duration `json:"behind"` // nanoseconds since the first of those was recorded
 	State  string        `json:"state"`  // Running, or Stopped by an entry that cannot be applied
 	Error  string        `json:"error,omitempty"`
+	Kept   bool          `json:"kept,omitempty"` // its tables from before it was built again are there until that is confirmed
 }
 
 // What a read model does on a log.
@@ -43,12 +45,31 @@ func Status(ctx context.Context, pool *pgxpool.Pool, store *eventstore.Store, no
 	if err != nil {
 		return nil, fmt.Errorf("projections: read the checkpoints: %w", err)
 	}
+	kept, err := keptTables(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
 	for i := range states {
+		m, err := Find(states[i].Model)
+		states[i].Kept = err == nil && slices.ContainsFunc(m.Tables, func(table string) bool { return slices.Contains(kept, table) })
 		if err := states[i].measure(ctx, store, now); err != nil {
 			return nil, err
 		}
 	}
 	return states, nil
+}
+
+// keptTables names the tables that rebuilt read models had before.
+func keptTables(ctx context.Context, pool *pgxpool.Pool) ([]string, error) {
+	rows, err := pool.Query(ctx, "select tablename from pg_tables where schemaname = $1", retired)
+	if err != nil {
+		return nil, fmt.Errorf("projections: look for tables that were replaced: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("projections: look for tables that were replaced: %w", err)
+	}
+	return names, nil
 }
 
 func (s *State) measure(ctx context.Context, store *eventstore.Store, now time.Time) error {

@@ -47,7 +47,7 @@ func (c backupCommand) Run(ctx context.Context, cfg Config, out output) error {
 		return err
 	}
 	from := backup.Source{
-		Store: store, SealDir: cfg.path(sealFolder), Keys: keys, Program: version, Progress: out.progress,
+		Store: store, SealDir: cfg.path(sealFolder), Keys: keys, Program: version(), Progress: out.progress,
 		Made: func(m backup.Manifest, manifest []byte) error {
 			if since, err := lastRotation(ctx, store); err != nil || since != rotated {
 				return cmp.Or(err, errRotating)

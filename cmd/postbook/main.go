@@ -9,13 +9,11 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/alecthomas/kong"
 )
-
-// version is set when a release is built.
-var version = "dev"
 
 type commands struct {
 	Config
@@ -45,9 +43,23 @@ type commands struct {
 
 type versionCommand struct{}
 
-func (versionCommand) Run() error {
-	fmt.Println(version)
+// Run prints the version.
+func (versionCommand) Run(out output) error {
+	if printed, err := out.object(map[string]string{"version": version()}); printed {
+		return err
+	}
+	fmt.Println(version())
 	return nil
+}
+
+// version is the release or the commit that this program was built from, as the
+// compiler wrote it down.
+func version() string {
+	built, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return built.Main.Version
 }
 
 func main() {

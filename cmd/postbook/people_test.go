@@ -290,6 +290,10 @@ func TestMistypedValuesAreRefused(t *testing.T) {
 		{[]string{"accounts", "remove-member", "bogus", "ada@acme.test", "--reason", "x"}, `no account "bogus"`},
 		{[]string{"holds", "list", "--account", "bogus"}, `no account "bogus"`},
 		{[]string{"staff", "leave", i.facts.Staff[0].Email, "--reason", ""}, "Say why"},
+		{[]string{"restore", t.TempDir(), "--key", "bogus"}, `"bogus" is no public key`},
+		{[]string{"witness", "--dir", t.TempDir(), "bogus"}, `"bogus" is no public key`},
+		{[]string{"events", "list", "--account", "bogus"}, `no account "bogus"`},
+		{[]string{"events", "list", "--from", "2026-01-02T00:00:00Z", "--to", "2026-01-01T00:00:00Z"}, "--to is before --from"},
 		{[]string{"events", "show", "BOGUS/1"}, `no log "BOGUS"`},
 		{[]string{"events", "show", "MAIL/1"}, "choose from MAIL_00"},
 	} {

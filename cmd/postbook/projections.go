@@ -76,7 +76,11 @@ func (o output) states(all []projections.State, well func(projections.State) boo
 	rows := make([][]string, 0, len(all))
 	for _, s := range all {
 		sound = sound && well(s)
-		rows = append(rows, []string{s.Model, s.Log, strconv.FormatUint(s.Seq, 10), strconv.FormatUint(s.Lag, 10), s.Behind.Round(time.Millisecond).String(), s.State, s.Error})
+		state := s.State
+		if s.Kept {
+			state += ", to confirm"
+		}
+		rows = append(rows, []string{s.Model, s.Log, strconv.FormatUint(s.Seq, 10), strconv.FormatUint(s.Lag, 10), s.Behind.Round(time.Millisecond).String(), state, s.Error})
 	}
 	if printed, err := o.object(all); err != nil {
 		return err

@@ -38,6 +38,11 @@ func (c restoreCommand) Run(ctx context.Context, cfg Config, out output) error {
 	if err := cfg.settle(false); err != nil {
 		return err
 	}
+	if len(c.Key) > 0 {
+		if _, err := seal.ParseVerifiers(c.Key, nil); err != nil {
+			return fmt.Errorf("--key: %w", err)
+		}
+	}
 	checked, err := backup.Check(c.Backup, c.Key, out.progress("check"))
 	if err != nil {
 		return c.orOneOf(err)

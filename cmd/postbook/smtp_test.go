@@ -54,12 +54,12 @@ func TestSubmission(t *testing.T) {
 		to                []string
 		code              int
 	}{
-		"a wrong key":                   {"re_12345678_123456789012345678901234", message, []string{"one@rcpt.test"}, 535},
-		"a domain that is not verified": {i.facts.SMTP.Password, "From: eve@example.com\nTo: one@rcpt.test\nSubject: x\n\nx\n", []string{"one@rcpt.test"}, 550},
-		"no From":                       {i.facts.SMTP.Password, "To: one@rcpt.test\nSubject: x\n\nx\n", []string{"one@rcpt.test"}, 550},
-		"151 blind copies":              {i.facts.SMTP.Password, "From: ada@" + devDomain + "\nTo: one@rcpt.test\nSubject: x\n\nx\n", blind(151), 452},
+		"a wrong key":                    {"re_12345678_123456789012345678901234", message, []string{"one@rcpt.test"}, 535},
+		"a domain that is not verified":  {i.facts.SMTP.Password, "From: eve@example.com\nTo: one@rcpt.test\nSubject: x\n\nx\n", []string{"one@rcpt.test"}, 550},
+		"no From":                        {i.facts.SMTP.Password, "To: one@rcpt.test\nSubject: x\n\nx\n", []string{"one@rcpt.test"}, 550},
+		"151 blind copies":               {i.facts.SMTP.Password, "From: ada@" + devDomain + "\nTo: one@rcpt.test\nSubject: x\n\nx\n", blind(151), 452},
 		"151 named, of whom one gets it": {i.facts.SMTP.Password, "From: ada@" + devDomain + "\nTo: " + strings.Join(blind(151), ", ") + "\nSubject: x\n\nx\n", []string{"one@rcpt.test"}, 550},
-		"an address that is none":       {i.facts.SMTP.Password, message, []string{"one@localhost"}, 553},
+		"an address that is none":        {i.facts.SMTP.Password, message, []string{"one@localhost"}, 553},
 	} {
 		err := i.submit(c.password, "ada@"+devDomain, c.to, c.message)
 		if told, ok := errors.AsType[*textproto.Error](err); !ok || told.Code != c.code {

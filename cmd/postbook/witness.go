@@ -21,6 +21,9 @@ type witnessCommand struct {
 // Run is a witness (C2SP tlog-witness) for other people's logs, best on a machine
 // that they do not control.
 func (c witnessCommand) Run(ctx context.Context, out output) error {
+	if _, err := seal.ParseVerifiers(c.Logs, nil); err != nil { // before a key of its own is made
+		return err
+	}
 	keys, err := seal.OpenKeys(filepath.Join(c.Dir, "witness.key"), time.Now())
 	if err != nil {
 		return err
