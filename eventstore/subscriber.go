@@ -180,9 +180,7 @@ func (u *Subscriber) handOver(ctx context.Context, m jetstream.Msg, out chan<- *
 		case offer <- msg:
 			offer = nil
 		case <-msg.Acked():
-			patient, stop := context.WithTimeout(context.WithoutCancel(ctx), ackTimeout)
-			u.settled(ctx, "ack", m.DoubleAck(patient))
-			stop()
+			u.acknowledge(ctx, m)
 			return
 		case <-msg.Nacked():
 			wait := min(u.cfg.Backoff<<min(meta.NumDelivered-1, 16), time.Minute)
@@ -191,10 +189,23 @@ func (u *Subscriber) handOver(ctx context.Context, m jetstream.Msg, out chan<- *
 		case <-alive.C:
 			u.settled(ctx, "keep", m.InProgress())
 		case <-ctx.Done():
-			u.settled(ctx, "give back", m.Nak())
+			select {
+			case <-msg.Acked(): // at the same time
+				u.acknowledge(ctx, m)
+			default:
+				u.settled(ctx, "give back", m.Nak())
+			}
 			return
 		}
 	}
+}
+
+// acknowledge waits until the server knows that a message is done with, also if the
+// subscription ends.
+func (u *Subscriber) acknowledge(ctx context.Context, m jetstream.Msg) {
+	patient, stop := context.WithTimeout(context.WithoutCancel(ctx), ackTimeout)
+	defer stop()
+	u.settled(ctx, "ack", m.DoubleAck(patient))
 }
 
 // settled notes an answer that did not reach the server, which will hand the

@@ -123,6 +123,31 @@ func TestNothingIsLostOnClose(t *testing.T) {
 	}
 }
 
+// What was acknowledged does not come again, also if the member closes at that moment.
+func TestAcknowledgedAtTheEnd(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	const all = 1500
+	appendKeys(t, s, all)
+	done := map[string]bool{}
+	for len(done) < all {
+		u := s.Subscriber(SubscriberConfig{Group: "workers", InFlight: 30})
+		messages := subscribe(t, u, Ledger+"/"+LedgerSubject(""))
+		for range 20 {
+			m := soon(t, "a message", messages)
+			if seq := m.Metadata.Get(MetaSeq); done[seq] {
+				t.Errorf("%s was acknowledged, and comes again", seq)
+			} else {
+				done[seq] = true
+			}
+			m.Ack()
+		}
+		if err := u.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // No more are handed over than are to be in flight, and one that takes longer
 // than AckWait stays with who works on it.
 func TestInFlight(t *testing.T) {
