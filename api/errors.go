@@ -34,7 +34,6 @@ var (
 	errReused      = &Error{http.StatusConflict, "This idempotency key has been used with this HTTP method and endpoint within the last 24 hours, but the request body was modified and doesn't match the original request.", "invalid_idempotent_request"}
 	errErased      = &Error{http.StatusGone, "It was erased on request.", "erased"}
 	errStaffLogin  = &Error{http.StatusUnauthorized, "The email address, password or code is not right.", "invalid_credentials"}
-	errUsedCode    = &Error{http.StatusUnauthorized, "This code was used already, and each is good once. Wait for the next: it comes within 30 seconds.", "invalid_credentials"}
 	errStaffToken  = &Error{http.StatusUnauthorized, "Sign in first: the session is missing, wrong or over.", "missing_session"}
 )
 

@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,15 +27,14 @@ import (
 
 // A guard slows down guessing. It counts attempts before they are tried, so that
 // many at once are no more than one after the other, and forgets those that
-// succeed. It remembers which codes were used.
+// succeed.
 type guard struct {
 	now  func() time.Time
 	work *semaphore.Weighted // hashing at the same time: each takes 64 MB
 
 	mu       sync.Mutex
 	attempts map[attempt]attempts
-	swept    time.Time          // when attempts that are over were removed last
-	codes    map[code]time.Time // used codes, until they are no longer valid
+	swept    time.Time // when attempts that are over were removed last
 }
 
 // attempt is what attempts are counted by. What strangers name is hashed: it may
@@ -50,12 +50,6 @@ type attempts struct {
 	since time.Time
 }
 
-// code is a person's code in one step of time.
-type code struct {
-	person string
-	step   int64
-}
-
 // The rule against guessing: this many failures for one address from one remote
 // address in this time, then no more tries until the time is over. Others may
 // share the remote address, so what comes from there is only slowed down, apart
@@ -68,7 +62,7 @@ const (
 )
 
 func newGuard(now func() time.Time) *guard {
-	return &guard{now: now, work: semaphore.NewWeighted(hashAtOnce), attempts: map[attempt]attempts{}, codes: map[code]time.Time{}}
+	return &guard{now: now, work: semaphore.NewWeighted(hashAtOnce), attempts: map[attempt]attempts{}}
 }
 
 func attemptsOf(kind domain.ActorKind, p proof) [2]attempt {
@@ -163,24 +157,6 @@ func (g *guard) turn(ctx context.Context, wait time.Duration) error {
 	return g.work.Acquire(ctx, 1)
 }
 
-// fresh reports whether a person's code of one step of time was not used before,
-// and marks it as used.
-func (g *guard) fresh(c code) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	now := g.now()
-	for k, until := range g.codes {
-		if now.After(until) {
-			delete(g.codes, k)
-		}
-	}
-	if _, used := g.codes[c]; used {
-		return false
-	}
-	g.codes[c] = now.Add(2 * time.Minute)
-	return true
-}
-
 // Argon2id, the second choice of RFC 9106, 4: 64 MB, three passes.
 const (
 	argonTime    = 3
@@ -216,6 +192,8 @@ func matches(hash, password string) bool {
 // proof is what somebody shows to sign in.
 type proof struct {
 	email, password, code, ip string
+
+	by domain.Authority // of the request of a member of staff
 }
 
 // SignIn finds the member of a customer's account whose password this is.
@@ -251,16 +229,14 @@ func (a *API) signIn(ctx context.Context, kind domain.ActorKind, p proof) (direc
 		return matches(candidate.Password, p.password) && candidate.ID != ""
 	})
 	a.staff.work.Release(1)
-	ok = at >= 0
-	person := found[max(at, 0)]
-	if ok && kind == domain.Staff {
-		var err error
-		if ok, err = a.secondFactor(ctx, person, p.code); err != nil {
+	if at < 0 {
+		return directory.Person{}, errStaffLogin
+	}
+	person := found[at]
+	if kind == domain.Staff {
+		if err := a.secondFactor(ctx, person, p); err != nil {
 			return directory.Person{}, err
 		}
-	}
-	if !ok {
-		return directory.Person{}, errStaffLogin
 	}
 	a.staff.giveBack(kind, p)
 	return person, nil
@@ -268,34 +244,47 @@ func (a *API) signIn(ctx context.Context, kind domain.ActorKind, p proof) (direc
 
 const codeStep = 30 // seconds that a code is for (RFC 6238, 5.2)
 
-// secondFactor takes the code of this step of time, or of one to either side, each
-// once (RFC 6238, 5.2): errUsedCode says that it was taken before.
-func (a *API) secondFactor(ctx context.Context, person directory.Person, shown string) (bool, error) {
-	if len(shown) != 6 || strings.Trim(shown, "0123456789") != "" {
-		return false, nil
-	}
+// secondFactor takes a member of staff's code, each once: that it was taken is in the
+// log, where other processes see it too.
+func (a *API) secondFactor(ctx context.Context, person directory.Person, p proof) error {
 	secret, err := a.Vault.Open(ctx, person.Account, classUser, person.ID, person.TOTP)
 	if err != nil {
-		return false, fmt.Errorf("open the second factor of %s: %w", person.ID, err)
+		return fmt.Errorf("open the second factor of %s: %w", person.ID, err)
 	}
-	now, used := a.Now().Unix()/codeStep, false
-	for step := now - 1; step <= now+1; step++ {
-		want, err := totp.GenerateCode(string(secret), time.Unix(step*codeStep, 0))
+	now := a.Now()
+	step, err := stepOf(string(secret), p.code, now)
+	if err != nil {
+		return fmt.Errorf("read the second factor of %s: %w", person.ID, err)
+	}
+	if step == 0 {
+		return errStaffLogin
+	}
+	by := p.by
+	by.Actor, by.Role, by.Auth, by.AuthAt = domain.Actor{Kind: domain.Staff, ID: person.ID}, person.Role, domain.SecondFactor, by.At
+	_, err = eventstore.Execute(ctx, a.Store, staff.Decider, staff.Stream(person.ID), staff.Command(staff.SignIn{Authority: by, Step: step}))
+	if r := domain.Refused(err); r != nil && r.Code == domain.Taken {
+		return &Error{http.StatusUnauthorized, r.Message, errStaffLogin.Name}
+	}
+	return err
+}
+
+// stepOf is the step of time that a code is for: the present one, or one to either side
+// (RFC 6238, 5.2). It is 0 if the code is for none of them.
+func stepOf(secret, shown string, now time.Time) (int64, error) {
+	if len(shown) != 6 || strings.Trim(shown, "0123456789") != "" {
+		return 0, nil
+	}
+	present, found := now.Unix()/codeStep, int64(0)
+	for step := present - 1; step <= present+1; step++ {
+		want, err := totp.GenerateCode(secret, time.Unix(step*codeStep, 0))
 		if err != nil {
-			return false, fmt.Errorf("read the second factor of %s: %w", person.ID, err)
+			return 0, err
 		}
 		if subtle.ConstantTimeCompare([]byte(want), []byte(shown)) == 1 {
-			if !a.staff.fresh(code{person.ID, step}) {
-				used = true // two steps can have one code
-				continue
-			}
-			return true, nil
+			found = step
 		}
 	}
-	if used {
-		return false, errUsedCode // which whoever has no password is not told
-	}
-	return false, nil
+	return found, nil
 }
 
 const minPassword = 12 // characters

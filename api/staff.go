@@ -46,7 +46,7 @@ func (a *API) createSession(ctx context.Context, r *request) (answer, error) {
 	if err := a.decode(ctx, r, maxBody, &m); err != nil {
 		return answer{}, err
 	}
-	person, err := a.signIn(ctx, domain.Staff, proof{m.Email, m.Password, m.TOTP, r.by.IP})
+	person, err := a.signIn(ctx, domain.Staff, proof{m.Email, m.Password, m.TOTP, r.by.IP, r.by})
 	if err != nil {
 		return answer{}, err
 	}

@@ -89,8 +89,9 @@ var Authorities = Table{
 	"seal.report": {theSystem, operatorAtHost},
 	"seal.rotate": {operatorAtHost},
 
-	"staff.join":  {operatorAtHost},
-	"staff.leave": {operatorWithReason},
+	"staff.join":    {operatorAtHost},
+	"staff.sign_in": {{Kind: Staff, Roles: []Role{Trust, Support}, Vias: []Via{ViaAPI}, Fresh: true}},
+	"staff.leave":   {operatorWithReason},
 
 	"member.join":  {operatorAtHost},
 	"member.leave": {operatorWithReason},

@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -133,17 +134,17 @@ func TestImportsPointOneWay(t *testing.T) {
 			continue
 		}
 		for _, i := range s.file.Imports {
-			path, err := strconv.Unquote(i.Path.Value)
+			imported, err := strconv.Unquote(i.Path.Value)
 			if err != nil {
 				t.Fatal(err)
 			}
-			ours, ok := strings.CutPrefix(path, module)
+			ours, ok := strings.CutPrefix(imported, module)
 			if !ok {
 				continue
 			}
 			room, _, _ := strings.Cut(ours, "/")
 			if room != s.room && !contains(allowed, room) {
-				t.Errorf("%s imports %s: %s may import %v", s.path, path, s.room, allowed)
+				t.Errorf("%s imports %s: %s may import %v", s.path, imported, s.room, allowed)
 			}
 		}
 	}
@@ -155,15 +156,41 @@ func TestOthersTypesStayInTheirRooms(t *testing.T) {
 			continue
 		}
 		for _, i := range s.file.Imports {
-			path, err := strconv.Unquote(i.Path.Value)
+			imported, err := strconv.Unquote(i.Path.Value)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for prefix, rooms := range onlyIn {
-				if strings.HasPrefix(path, prefix) && !contains(rooms, s.room) {
-					t.Errorf("%s imports %s, which belongs in %v", s.path, path, rooms)
+				if strings.HasPrefix(imported, prefix) && !contains(rooms, s.room) {
+					t.Errorf("%s imports %s, which belongs in %v", s.path, imported, rooms)
 				}
 			}
+		}
+	}
+}
+
+// What every aggregate decides is told in stories: given, when, then.
+func TestEveryDeciderHasStories(t *testing.T) {
+	decides, told := map[string]bool{}, map[string]bool{}
+	for _, s := range sources(t) {
+		if s.room != "domain" {
+			continue
+		}
+		in := path.Dir(s.path)
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.ValueSpec:
+				decides[in] = decides[in] || !isTest(s.path) && n.Names[0].Name == "Decider"
+			case *ast.SelectorExpr:
+				x, ok := n.X.(*ast.Ident)
+				told[in] = told[in] || isTest(s.path) && ok && x.Name == "domaintest" && n.Sel.Name == "Tell"
+			}
+			return true
+		})
+	}
+	for in, ok := range decides {
+		if ok && !told[in] {
+			t.Errorf("no story is told of what %s decides", in)
 		}
 	}
 }
