@@ -93,8 +93,9 @@ var Authorities = Table{
 	"staff.sign_in": {{Kind: Staff, Roles: []Role{Trust, Support}, Vias: []Via{ViaAPI}, Fresh: true}},
 	"staff.leave":   {operatorWithReason},
 
-	"member.join":  {operatorAtHost},
-	"member.leave": {operatorWithReason},
+	"member.join":     {operatorAtHost},
+	"member.sign_out": {memberAdmin},
+	"member.leave":    {operatorWithReason},
 }
 
 // Authorize checks that the table lets by issue verb against the aggregate

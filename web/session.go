@@ -11,20 +11,24 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/directory"
+	"postbook.dev/postbook/domain/member"
+	"postbook.dev/postbook/eventstore"
 )
 
 // session is what the cookie says, signed. Who it is about is looked up at each
 // request, so that somebody who has left is out at once.
 type session struct {
+	ID      string    `json:"id"`
 	Person  string    `json:"person"`
 	CSRF    string    `json:"csrf"`
 	Expires time.Time `json:"expires"`
 }
 
 const (
-	sessionAge    = 12 * time.Hour
 	sessionCookie = "postbook_session"
 	entryCookie   = "postbook_entry" // the CSRF token of the sign-in form
 	purpose       = "console-session"
@@ -48,19 +52,19 @@ func (c *Console) signedIn(v *visit) bool {
 		return false
 	}
 	person, ok := c.Directory.Person(s.Person)
-	if !ok || person.Kind != domain.Member {
+	if !ok || person.Kind != domain.Member || s.ID == "" || c.Directory.Ended(s.ID) {
 		return false
 	}
 	v.as(person, domain.PasswordAuth)
 	v.account, _ = c.Directory.Account(person.Account)
-	v.csrf = s.CSRF
+	v.session, v.csrf = s.ID, s.CSRF
 	return true
 }
 
 // begin signs a person in under a new session, whatever cookie came with the
 // request.
 func (c *Console) begin(ctx context.Context, v *visit, person directory.Person, auth domain.Strength) (view, error) {
-	statement, err := json.Marshal(session{person.ID, rand.Text(), c.Now().Add(sessionAge)})
+	statement, err := json.Marshal(session{uuid.NewString(), person.ID, rand.Text(), c.Now().Add(directory.SessionAge)})
 	if err != nil {
 		return view{}, err
 	}
@@ -72,7 +76,7 @@ func (c *Console) begin(ctx context.Context, v *visit, person directory.Person, 
 	b64 := base64.RawURLEncoding
 	return view{
 		status: http.StatusSeeOther, to: "/console/",
-		cookies: []*http.Cookie{newCookie(v, sessionCookie, b64.EncodeToString(statement)+"."+b64.EncodeToString(mac), sessionAge)},
+		cookies: []*http.Cookie{newCookie(v, sessionCookie, b64.EncodeToString(statement)+"."+b64.EncodeToString(mac), directory.SessionAge)},
 		fields:  []domain.Field{"member.session"}, objects: []string{person.ID},
 	}, nil
 }
@@ -138,10 +142,21 @@ func (c *Console) signIn(ctx context.Context, v *visit) (view, error) {
 	return c.begin(ctx, v, person, domain.PasswordAuth)
 }
 
-func (c *Console) leave(_ context.Context, v *visit) (view, error) {
+// leave ends the session, so that a copy of its cookie is good for nothing.
+func (c *Console) leave(ctx context.Context, v *visit) (view, error) {
 	v.Body = http.MaxBytesReader(nil, v.Body, 8<<10)
 	if !c.signedIn(v) || !sameOrigin(v.Request) || !hmac.Equal([]byte(v.csrf), []byte(v.PostFormValue("csrf"))) {
 		return view{}, errForm
+	}
+	out := member.Command(member.SignOut{Authority: v.by, Session: v.session})
+	recorded, err := eventstore.Execute(ctx, c.Store, member.Decider, member.Stream(v.by.Account, v.by.Actor.ID), out)
+	if err != nil {
+		return view{}, err
+	}
+	if len(recorded) > 0 {
+		if err := c.Directory.Await(ctx, recorded[0].Seq); err != nil {
+			return view{}, err
+		}
 	}
 	return view{status: http.StatusSeeOther, to: "/console/enter", cookies: []*http.Cookie{newCookie(v, sessionCookie, "", -time.Second)}}, nil
 }

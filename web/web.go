@@ -142,7 +142,8 @@ type visit struct {
 	*http.Request
 	by      domain.Authority
 	account directory.Account
-	csrf    string // empty for whoever is not signed in
+	session string // id; this and csrf are empty for whoever is not signed in
+	csrf    string
 	seen    string // what state of the page is shown
 }
 

@@ -83,8 +83,26 @@ func TestConsoleSignInsAreOnRecord(t *testing.T) {
 
 	v := i.visitor(t)
 	v.signIn(i.facts.Member.Email, i.facts.Member.Password)
+	console, err := url.Parse(i.facts.BaseURL + "/console/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	thief, elsewhere := i.visitor(t), i.visitor(t)
+	thief.client.Jar.SetCookies(console, v.client.Jar.Cookies(console))
+	elsewhere.signIn(i.facts.Member.Email, i.facts.Member.Password)
+	for name, who := range map[string]*visitor{"a copy of the cookie": thief, "another session": elsewhere} {
+		if status, body := who.get("/console/account"); status != 200 || strings.Contains(body, "Password") {
+			t.Errorf("%s, before signing out: %d %s", name, status, body)
+		}
+	}
 	if status, body := v.submit("/console/account", "/console/leave", nil); status != 200 || !strings.Contains(body, "Password") {
 		t.Errorf("after signing out: %d %s", status, body)
+	}
+	if status, body := thief.get("/console/account"); status != 200 || !strings.Contains(body, "Password") {
+		t.Errorf("a copy of the cookie, after signing out: %d %s", status, body)
+	}
+	if status, body := elsewhere.get("/console/account"); status != 200 || strings.Contains(body, "Password") {
+		t.Errorf("another session, after signing out: %d %s", status, body)
 	}
 	ticket := ticketURL.FindStringSubmatch(i.output.String())
 	if ticket == nil {
@@ -104,7 +122,7 @@ func TestConsoleSignInsAreOnRecord(t *testing.T) {
 	if status, body := guesser.signIn(i.facts.Member.Email, i.facts.Member.Password); status != 429 || !strings.Contains(body, "Try again later") {
 		t.Errorf("after ten guesses: %d %s", status, body)
 	}
-	i.onRecordAs(t, 1, member+" and route = 'POST /console/enter' and status = 303"+session)
+	i.onRecordAs(t, 2, member+" and route = 'POST /console/enter' and status = 303"+session)
 	i.onRecordAs(t, 1, member+" and route = 'POST /console/leave' and status = 303 and path = '/console/leave'")
 	i.onRecordAs(t, 1, member+" and route = 'GET /console/enter' and status = 303 and path = '/console/enter'"+session)
 	i.onRecordAs(t, 1, stranger+" and route = 'GET /console/enter' and status = 403 and error = 'invalid_ticket'")

@@ -7,6 +7,7 @@ package directory
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -73,6 +74,10 @@ type Person struct {
 	TOTP     domain.Sealed
 }
 
+// SessionAge is the longest time that a session at the console is good for: one that was
+// ended is remembered for as long.
+const SessionAge = 12 * time.Hour
+
 // Directory holds the fold. It is safe for concurrent use.
 type Directory struct {
 	mu       sync.RWMutex
@@ -83,7 +88,8 @@ type Directory struct {
 	senders  map[string]senderEntry
 	byName   map[string]string // account and name to sender id
 	people   map[string]Person
-	waiting  chan struct{} // closed whenever seq grows
+	ended    map[string]time.Time // sessions that were ended before their time, and when
+	waiting  chan struct{}        // closed whenever seq grows
 }
 
 type senderEntry struct {
@@ -100,6 +106,7 @@ func New() *Directory {
 		senders:  map[string]senderEntry{},
 		byName:   map[string]string{},
 		people:   map[string]Person{},
+		ended:    map[string]time.Time{},
 		waiting:  make(chan struct{}),
 	}
 }
@@ -177,6 +184,9 @@ func (d *Directory) fold(rec domain.Recorded) {
 			return
 		}
 		d.people[of.ID] = Person{ID: of.ID, Account: of.Account, Kind: domain.Member, Role: e.Role, Index: e.Index, Email: e.Email, Password: e.Password}
+	case member.SignedOut:
+		maps.DeleteFunc(d.ended, func(_ string, at time.Time) bool { return rec.Time.Sub(at) > SessionAge })
+		d.ended[e.Session] = rec.Time
 	case staff.Left, member.Left:
 		delete(d.people, of.ID)
 	case sender.Event:
@@ -295,6 +305,14 @@ func (d *Directory) Person(id string) (Person, bool) {
 	defer d.mu.RUnlock()
 	p, ok := d.people[id]
 	return p, ok
+}
+
+// Ended reports whether a session was ended before its time.
+func (d *Directory) Ended(session string) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	_, is := d.ended[session]
+	return is
 }
 
 // People lists everybody of a kind, in no order.

@@ -1,5 +1,6 @@
 // Package member is the people of a customer's account who may use the console:
-// who joined, and who left. A password is kept only as a hash.
+// who joined, which of their sessions are over, and who left. A password is kept only as
+// a hash.
 package member
 
 import "postbook.dev/postbook/domain"
@@ -17,20 +18,30 @@ type Joined struct {
 	Password string        `json:"password"` // Argon2id, PHC string
 }
 
+// SignedOut ends a session before its time.
+type SignedOut struct {
+	Session string `json:"session"` // its id
+}
+
 // Left ends all authority of a member.
 type Left struct{}
 
-func (Joined) isEvent() {}
-func (Left) isEvent()   {}
+func (Joined) isEvent()    {}
+func (SignedOut) isEvent() {}
+func (Left) isEvent()      {}
 
 // Catalogue lists the facts that a member can record.
 var Catalogue = domain.Catalogue{
 	domain.FactOf[Joined]("member.joined", 1, "Somebody became a member."),
+	domain.FactOf[SignedOut]("member.signed_out", 1, "A member ended a session of theirs."),
 	domain.FactOf[Left]("member.left", 1, "Somebody stopped being a member."),
 }
 
-// State is whether somebody is a member.
-type State struct{ Joined, Left bool }
+// State is whether somebody is a member, and which session they ended last.
+type State struct {
+	Joined, Left bool
+	SignedOut    string
+}
 
 // Stream names the aggregate of a member.
 func Stream(account, id string) domain.Stream {
@@ -54,14 +65,24 @@ type Join struct {
 	Password string
 }
 
+// SignOut ends a session of the member's own.
+type SignOut struct {
+	domain.Authority
+	Session string
+}
+
 // Leave ends a member's authority.
 type Leave struct{ domain.Authority }
 
-func (Join) isCommand()  {}
-func (Leave) isCommand() {}
+func (Join) isCommand()    {}
+func (SignOut) isCommand() {}
+func (Leave) isCommand()   {}
 
 // Verb is the command's entry in the authority table.
 func (Join) Verb() domain.Verb { return "member.join" }
+
+// Verb is the command's entry in the authority table.
+func (SignOut) Verb() domain.Verb { return "member.sign_out" }
 
 // Verb is the command's entry in the authority table.
 func (Leave) Verb() domain.Verb { return "member.leave" }
@@ -83,6 +104,16 @@ func decide(s State, c Command) ([]Event, error) {
 			return nil, domain.RefuseField(domain.Missing, "password", "A member needs a password.")
 		}
 		return []Event{Joined{Email: c.Email, Index: c.Index, Role: c.As, Password: c.Password}}, nil
+	case SignOut:
+		switch {
+		case !s.Joined || s.Left:
+			return nil, domain.Refuse(domain.NotFound, "There is no such member.")
+		case c.Session == "":
+			return nil, domain.RefuseField(domain.Missing, "session", "Say which session is to end.")
+		case c.Session == s.SignedOut:
+			return nil, nil
+		}
+		return []Event{SignedOut{c.Session}}, nil
 	case Leave:
 		switch {
 		case !s.Joined:
@@ -96,9 +127,11 @@ func decide(s State, c Command) ([]Event, error) {
 }
 
 func evolve(s State, e Event) State {
-	switch e.(type) {
+	switch e := e.(type) {
 	case Joined:
 		s.Joined = true
+	case SignedOut:
+		s.SignedOut = e.Session
 	case Left:
 		s.Left = true
 	}
