@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 
@@ -176,7 +175,7 @@ func (s *Store) messages(to []packed, subject string, commits []Commit, places [
 		}
 		return s.messages(to, subject, commits, places[half:], recorded)
 	}
-	s.recent.keep(msg.Data, slices.Concat(said...))
+	s.recent.keep(msg.Data, said...)
 	for n, i := range places {
 		recorded[i] = said[n]
 	}
@@ -237,7 +236,7 @@ func (s *Store) Record(ctx context.Context, log, account string, commits []Commi
 	if err != nil {
 		return err
 	}
-	s.recent.keep(msg.Data, slices.Concat(recorded...))
+	s.recent.keep(msg.Data, recorded...)
 	begun := time.Now()
 	p := s.publish(ctx, wait, msg)[0]
 	s.appended(log, begun, p.err, recorded...)

@@ -35,9 +35,10 @@ func newRecent() *recent {
 	return &recent{seed: maphash.MakeSeed(), held: map[uint64]written{}}
 }
 
-// keep takes what a body says. Neither may change any more. Text that was not
-// UTF-8 reads back with U+FFFD in its place, so that is left to be decoded.
-func (r *recent) keep(body []byte, events []domain.Recorded) {
+// keep takes a body, which may not change any more, and what its commits say: a copy,
+// since the writer will place them. Text that was not UTF-8 reads back with U+FFFD in
+// its place, so that is left to be decoded.
+func (r *recent) keep(body []byte, commits ...[]domain.Recorded) {
 	if bytes.Contains(body, []byte("\uFFFD")) || bytes.Contains(body, []byte(`\ufffd`)) {
 		return
 	}
@@ -47,7 +48,7 @@ func (r *recent) keep(body []byte, events []domain.Recorded) {
 	if _, again := r.held[sum]; again {
 		return
 	}
-	r.held[sum] = written{body, events}
+	r.held[sum] = written{body, slices.Concat(commits...)}
 	r.order = append(r.order, sum)
 	for r.bytes += len(body); r.bytes > maxRecent; r.order = r.order[1:] {
 		r.bytes -= len(r.held[r.order[0]].body)

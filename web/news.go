@@ -71,7 +71,23 @@ func (c *Console) emailState(ctx context.Context, v *visit) (string, error) {
 	return fmt.Sprintf("%s-%d", row.Log, row.LastSeq), err
 }
 
+// listed is how long it takes until the email is in its read model that a message is of,
+// and it is known whose it is.
+const listed = 5 * time.Second
+
+// inboxState reads the visitor's messages, each of which is a file, again only while the
+// sandbox has got one.
 func (c *Console) inboxState(ctx context.Context, v *visit) (string, error) {
+	if c.Inbox == nil {
+		return "", errNoInbox
+	}
+	newest, err := c.Inbox.List("", 1)
+	if err != nil {
+		return "", err
+	}
+	if v.inbox.state != "" && (len(newest) == 0 || newest[0].ID == v.inbox.newest && c.Now().Sub(newest[0].At) > listed) {
+		return v.inbox.state, nil
+	}
 	mine, _, err := c.messages(ctx, v)
 	if err != nil {
 		return "", err
@@ -80,7 +96,11 @@ func (c *Console) inboxState(ctx context.Context, v *visit) (string, error) {
 	for _, m := range mine {
 		fmt.Fprintln(sum, m.ID)
 	}
-	return brief(sum), nil
+	v.inbox.state = brief(sum)
+	if len(newest) > 0 {
+		v.inbox.newest = newest[0].ID
+	}
+	return v.inbox.state, nil
 }
 
 // brief is as much of a sum as tells two states of a page apart.

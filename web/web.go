@@ -145,6 +145,8 @@ type visit struct {
 	session string // id; this and csrf are empty for whoever is not signed in
 	csrf    string
 	seen    string // what state of the page is shown
+
+	inbox struct{ newest, state string } // what was found when it was looked for last
 }
 
 // as makes the visit somebody's.
