@@ -136,7 +136,6 @@ func listPeople(ctx context.Context, cfg Config, out output, kind domain.ActorKi
 		return err
 	}
 	v := newVault(k.ring, k.store, slog.New(slog.NewTextHandler(os.Stderr, nil)))
-	defer v.flush(context.WithoutCancel(ctx))
 	ctx = domain.Within(ctx, operator(time.Now()))
 	people := []person{}
 	for _, p := range known.People(kind) {
@@ -149,6 +148,7 @@ func listPeople(ctx context.Context, cfg Config, out output, kind domain.ActorKi
 		}
 		people = append(people, person{p.ID, string(email), p.Role})
 	}
+	v.flush(ctx) // on record before it is shown
 	slices.SortFunc(people, func(a, b person) int { return strings.Compare(a.ID, b.ID) }) // as they joined
 	if printed, err := out.object(people); printed {
 		return err
