@@ -234,6 +234,12 @@ func (m *merge) stream(sums []seal.Sum) error {
 		if seq == 0 { // it is damaged, and in the place of the next
 			seq = m.last + 1
 		}
+		if s.Removed { // it is no entry, and has no copy
+			if err := m.each(sums[i : i+1]); err != nil {
+				return err
+			}
+			continue
+		}
 		if copied := m.ahead(); copied != nil && copied.Seq < seq {
 			// What comes before it in this batch is handed over first.
 			if err := m.before(seq); err != nil {

@@ -85,18 +85,54 @@ func AtRest(dir, log string, markKey []byte) Sums {
 			return nil
 		})
 		group.Go(func() error {
+			var there presence
 			for read := range ahead {
 				select {
 				case sums := <-read:
-					if err := each(sums); err != nil {
+					if err := each(there.of(sums)); err != nil {
 						return err
 					}
 				case <-ctx.Done():
 					return ctx.Err()
 				}
 			}
-			return nil
+			return each(there.dropped())
 		})
 		return group.Wait()
 	}
+}
+
+// presence finds what lies in a log and is marked as removed all the same. A server
+// marks what is not there: the sequence before the one that a stream begins with, and
+// a last one that was lost in a crash.
+type presence struct {
+	first, last uint64
+	gaps        [][2]uint64 // from, to
+	removed     []seal.Sum
+}
+
+// of takes note of sums, and returns those that are of entries.
+func (p *presence) of(sums []seal.Sum) []seal.Sum {
+	return slices.DeleteFunc(sums, func(s seal.Sum) bool {
+		switch {
+		case s.Removed:
+			p.removed = append(p.removed, s)
+			return true
+		case s.Seq > p.last:
+			if p.first == 0 {
+				p.first = s.Seq
+			} else if s.Seq > p.last+1 {
+				p.gaps = append(p.gaps, [2]uint64{p.last + 1, s.Seq - 1})
+			}
+			p.last = s.Seq
+		}
+		return false
+	})
+}
+
+// dropped are the marks of entries that are there.
+func (p *presence) dropped() []seal.Sum {
+	return slices.DeleteFunc(p.removed, func(s seal.Sum) bool {
+		return s.Seq < p.first || s.Seq > p.last || slices.ContainsFunc(p.gaps, func(gap [2]uint64) bool { return gap[0] <= s.Seq && s.Seq <= gap[1] })
+	})
 }

@@ -242,8 +242,9 @@ var ways = map[string]func(t testing.TB, r *rand.Rand, i *instance) uint64{
 		return seq
 	},
 	"an entry marked as removed": func(t testing.TB, r *rand.Rand, i *instance) uint64 {
-		b := i.block(t, 3)
-		seq := 1 + r.Uint64N(b.seq(len(b.records)-1))
+		last := i.block(t, 3)
+		seq := 1 + r.Uint64N(last.seq(len(last.records)-1))
+		b := i.block(t, 1+r.IntN(3))
 		tombstone := make([]byte, 22+8)
 		binary.LittleEndian.PutUint32(tombstone, uint32(len(tombstone)))
 		binary.LittleEndian.PutUint64(tombstone[4:], seq|1<<62)
@@ -251,7 +252,7 @@ var ways = map[string]func(t testing.TB, r *rand.Rand, i *instance) uint64{
 		h := must(highwayhash.New64(key[:]))(t)
 		h.Write(tombstone[4:20])
 		copy(tombstone[22:], h.Sum(nil))
-		b.records = append(b.records, tombstone)
+		b.records = slices.Insert(b.records, r.IntN(len(b.records)+1), tombstone)
 		b.write(t)
 		return seq
 	},

@@ -79,7 +79,7 @@ type Sum struct {
 	Forged bool
 	Copy   error // what is wrong with the copy of it that is kept elsewhere
 
-	Removed bool // this is no entry, but says that the one of that sequence is to be gone
+	Removed bool // this is no entry, but says that the one of that sequence, which is there, is to be gone
 }
 
 // Verification says what a log is held against.
@@ -167,7 +167,7 @@ type comparison struct {
 func (c *comparison) each(batch []Sum) error {
 	for _, s := range batch {
 		if s.Removed {
-			c.removed(s.Seq)
+			c.found(Missing, s.Seq, "a record says that it is removed: the server would drop it at its next start")
 			continue
 		}
 		c.Entries++
@@ -214,15 +214,6 @@ func (c *comparison) each(batch []Sum) error {
 		}
 	}
 	return nil
-}
-
-// removed takes note of an entry that was read, and that a server would not give any
-// more. The server writes the same of a last entry that it has lost in a crash, which
-// is then not there to be read.
-func (c *comparison) removed(seq uint64) {
-	if seq <= c.last {
-		c.found(Missing, seq, "a record says that it is removed: the server would drop it at its next start")
-	}
 }
 
 func (c *comparison) missing(from, to uint64) {

@@ -493,7 +493,6 @@ func TestABackupNeedsItsArchive(t *testing.T) {
 		return fmt.Errorf("nothing has left a stream: %v\n%s", i.archived(t), i.output)
 	})
 	i.stop()
-	path := i.backup(t, t.TempDir(), "--with-keys")
 
 	// What was cut off at the end, or all of it, leaves no gap that shows.
 	last, err := filepath.Glob(filepath.Join(place, "*", "*", "CONTENT", "*"))
@@ -525,6 +524,7 @@ func TestABackupNeedsItsArchive(t *testing.T) {
 		t.Errorf("the archive is remembered at %s, %v", kept, err)
 	}
 
+	path := i.backup(t, t.TempDir(), "--with-keys")
 	without := i.elsewhere(t)
 	without.env = nil
 	if out, err := without.postbook("restore", path); err == nil || !strings.Contains(out, "set POSTBOOK_ARCHIVE") {

@@ -87,7 +87,7 @@ func TestBlockHolds(t *testing.T) {
 	if n := sink.Begun(); n != 0 {
 		t.Fatalf("%d transactions began although the account was blocked", n)
 	}
-	testenv.Eventually(t, 20*time.Second, func() error {
+	testenv.Eventually(t, time.Minute, func() error {
 		if open, due, held, wait := waiting(); open != queued+3 || held != queued+3 || due != 0 || wait != 0 {
 			return fmt.Errorf("while the account is blocked, %v are open, %v held, and %v due for %v s", open, held, due, wait)
 		}
