@@ -148,7 +148,7 @@ func listPeople(ctx context.Context, cfg Config, out output, kind domain.ActorKi
 		}
 		people = append(people, person{p.ID, string(email), p.Role})
 	}
-	v.flush(ctx) // on record before it is shown
+	v.flush(ctx)                                                                          // on record before it is shown
 	slices.SortFunc(people, func(a, b person) int { return strings.Compare(a.ID, b.ID) }) // as they joined
 	if printed, err := out.object(people); printed {
 		return err
