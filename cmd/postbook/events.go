@@ -38,15 +38,11 @@ type eventsTail struct {
 
 // Run prints events until it is stopped.
 func (c eventsTail) Run(ctx context.Context, cfg Config, out output) error {
-	store, err := openLog(ctx, &cfg)
+	store, logs, err := openChosen(ctx, cfg, c.Logs)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	logs, err := chosen(store, c.Logs)
-	if err != nil {
-		return err
-	}
 	var mu sync.Mutex
 	errs := make(chan error, len(logs))
 	for _, log := range logs {
@@ -82,15 +78,11 @@ func (c eventsList) Run(ctx context.Context, cfg Config, out output) error {
 	if !c.To.IsZero() && c.To.Before(c.From) {
 		return errors.New("--to is before --from")
 	}
-	store, err := openLog(ctx, &cfg)
+	store, logs, err := openChosen(ctx, cfg, c.Logs)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	logs, err := chosen(store, c.Logs)
-	if err != nil {
-		return err
-	}
 	if c.Account != "" {
 		if err := checkAccount(ctx, store, c.Account); err != nil {
 			return err
@@ -205,6 +197,19 @@ func (o output) entries(entries []eventstore.Entry) error {
 		}
 	}
 	return nil
+}
+
+// openChosen opens the log, and finds the logs that are named.
+func openChosen(ctx context.Context, cfg Config, names []string) (*eventstore.Store, []string, error) {
+	store, err := openLog(ctx, &cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	logs, err := chosen(store, names)
+	if err != nil {
+		return nil, nil, errors.Join(err, store.Close())
+	}
+	return store, logs, nil
 }
 
 func chosen(store *eventstore.Store, names []string) ([]string, error) {
