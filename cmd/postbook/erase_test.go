@@ -40,7 +40,7 @@ func TestARecipientIsErased(t *testing.T) {
 	alone := i.ask("POST", "/emails", secret).id(t)
 	both := i.ask("POST", "/emails", with(secret, "to", []string{"grace@rcpt.test", forgotten})).id(t)
 	others := i.ask("POST", "/emails", hello("grace@rcpt.test")).id(t)
-	waiting := i.ask("POST", "/emails", with(secret, "scheduled_at", time.Now().Add(6*time.Second))).id(t)
+	waiting := i.ask("POST", "/emails", with(secret, "scheduled_at", time.Now().Add(15*time.Second))).id(t)
 	for _, id := range []string{alone, both, others} {
 		i.lastEvent(id, "delivered")
 	}
