@@ -2,8 +2,10 @@ package web
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"postbook.dev/postbook/domain"
@@ -30,27 +32,32 @@ type emailRow struct {
 
 const perPage = 25
 
-// emailRows are those on the page of the list that is asked for, and whether there are
-// older ones.
-func (c *Console) emailRows(ctx context.Context, v *visit) ([]projections.Email, bool, error) {
-	rows, more, err := c.Tables.Emails(ctx, v.by.Account, projections.Page{Limit: perPage, After: v.URL.Query().Get("after")})
+// emailsRead is a page of the list.
+type emailsRead struct {
+	rows []projections.Email
+	more bool // there are older ones
+}
+
+func (c *Console) readEmails(ctx context.Context, v *visit) (list emailsRead, state string, err error) {
+	list.rows, list.more, err = c.Tables.Emails(ctx, v.by.Account, projections.Page{Limit: perPage, After: v.URL.Query().Get("after")})
 	if errors.Is(err, projections.ErrBadCursor) {
 		err = notFound("There is no such page of the list.")
 	}
-	return rows, more, err
+	sum := sha256.New()
+	for _, row := range list.rows {
+		fmt.Fprintln(sum, row.ID, row.LastEvent, row.LastSeq)
+	}
+	fmt.Fprintln(sum, list.more)
+	return list, brief(sum), err
 }
 
-func (c *Console) emails(ctx context.Context, v *visit) (view, error) {
-	rows, more, err := c.emailRows(ctx, v)
-	if err != nil {
-		return view{}, err
-	}
+func (c *Console) emails(ctx context.Context, v *visit, list emailsRead) (view, error) {
 	page := emailsPage{Newer: v.URL.Query().Get("after") != "", API: "http://" + v.Host}
 	if v.encrypted() {
 		page.API = "https://" + v.Host
 	}
 	var ids []string
-	for _, row := range rows {
+	for _, row := range list.rows {
 		e, err := c.envelope(ctx, row)
 		if err != nil {
 			return view{}, err
@@ -58,8 +65,8 @@ func (c *Console) emails(ctx context.Context, v *visit) (view, error) {
 		page.Emails = append(page.Emails, emailRow{row.ID, e.To, e.From, e.Subject, row.LastEvent, row.CreatedAt})
 		ids = append(ids, row.ID)
 	}
-	if more && len(rows) > 0 {
-		page.Older = rows[len(rows)-1].ID
+	if list.more && len(list.rows) > 0 {
+		page.Older = list.rows[len(list.rows)-1].ID
 	}
 	for _, s := range c.Directory.Senders() {
 		if s.Account == v.by.Account && s.CanSend {
@@ -99,20 +106,15 @@ type recipientRow struct {
 	Kind, Address, Status string
 }
 
-// emailRow is the email that is asked for.
-func (c *Console) emailRow(ctx context.Context, v *visit) (projections.Email, error) {
-	row, err := c.Tables.Email(ctx, v.by.Account, v.PathValue("id"))
+func (c *Console) readEmail(ctx context.Context, v *visit) (row projections.Email, state string, err error) {
+	row, err = c.Tables.Email(ctx, v.by.Account, v.PathValue("id"))
 	if errors.Is(err, projections.ErrNotFound) {
 		err = notFound("There is no such email.")
 	}
-	return row, err
+	return row, fmt.Sprintf("%s-%d", row.Log, row.LastSeq), err
 }
 
-func (c *Console) email(ctx context.Context, v *visit) (view, error) {
-	row, err := c.emailRow(ctx, v)
-	if err != nil {
-		return view{}, err
-	}
+func (c *Console) email(ctx context.Context, _ *visit, row projections.Email) (view, error) {
 	e, err := c.envelope(ctx, row)
 	if err != nil {
 		return view{}, err

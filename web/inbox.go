@@ -2,9 +2,12 @@ package web
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"postbook.dev/postbook/domain"
 )
@@ -19,22 +22,56 @@ var (
 	errNoMessage = notFound("There is no such message.")
 )
 
-func (c *Console) inbox(ctx context.Context, v *visit) (view, error) {
-	mine, ids, err := c.messages(ctx, v)
-	if err != nil {
-		return view{}, err
+// inboxRead is what the visitor may see of the sandbox.
+type inboxRead struct {
+	newest   string // id of the newest message, whoever's it is
+	messages []Received
+	emails   []string // ids of those that the messages are of
+	state    string
+}
+
+// listed is how long it takes until the email is in its read model that a message is of,
+// and it is known whose it is.
+const listed = 5 * time.Second
+
+// readInbox reads the visitor's messages, each of which is a file, again only while the
+// sandbox has got one.
+func (c *Console) readInbox(ctx context.Context, v *visit) (inboxRead, string, error) {
+	if c.Inbox == nil {
+		return inboxRead{}, "", errNoInbox
 	}
+	newest, err := c.Inbox.List("", 1)
+	if err != nil {
+		return inboxRead{}, "", err
+	}
+	if v.inbox.state != "" && (len(newest) == 0 || newest[0].ID == v.inbox.newest && c.Now().Sub(newest[0].At) > listed) {
+		return v.inbox, v.inbox.state, nil
+	}
+	var read inboxRead
+	if read.messages, read.emails, err = c.messages(ctx, v); err != nil {
+		return inboxRead{}, "", err
+	}
+	if len(newest) > 0 {
+		read.newest = newest[0].ID
+	}
+	sum := sha256.New()
+	for _, m := range read.messages {
+		fmt.Fprintln(sum, m.ID)
+	}
+	read.state = brief(sum)
+	v.inbox = read
+	return read, read.state, nil
+}
+
+func (c *Console) inbox(_ context.Context, _ *visit, read inboxRead) (view, error) {
 	fields := []domain.Field{"email.from", "email.to", "email.subject", "email.message_id"}
-	return view{page: "inbox", title: "Inbox", data: mine, fields: fields, objects: ids}, nil
+	return view{page: "inbox", title: "Inbox", data: read.messages, fields: fields, objects: read.emails}, nil
 }
 
 // messages are the newest that the visitor may see, and the ids of the emails that
 // they are of. The sandbox holds the mail of all accounts: somebody sees a message
 // only if it is that of an email of their account.
 func (c *Console) messages(ctx context.Context, v *visit) (mine []Received, ids []string, err error) {
-	if c.Inbox == nil {
-		return nil, nil, errNoInbox
-	}
 	before := ""
 	for range inboxPages {
 		page, err := c.Inbox.List(before, inboxSize)

@@ -2,9 +2,7 @@ package web
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
-	"fmt"
 	"hash"
 	"net/http"
 	"time"
@@ -20,19 +18,19 @@ const (
 
 // news answers a request for a page as soon as its state is not the one that the
 // visitor has seen, and says that there is nothing new when it was held for long
-// enough. The state is all that a page shows, in short.
-func (c *Console) news(state func(context.Context, *visit) (string, error), show func(context.Context, *visit) (view, error)) func(context.Context, *visit) (view, error) {
+// enough. read finds what the page shows, and its state, which is all of that in short.
+func news[T any](c *Console, read func(context.Context, *visit) (T, string, error), show func(context.Context, *visit, T) (view, error)) func(context.Context, *visit) (view, error) {
 	return func(ctx context.Context, v *visit) (view, error) {
 		seen := v.URL.Query().Get("seen")
 		over := time.After(holdFor)
 		for {
-			now, err := state(ctx, v)
+			found, state, err := read(ctx, v)
 			if err != nil {
 				return view{}, err
 			}
-			if now != seen {
-				v.seen = now
-				return show(ctx, v)
+			if state != seen {
+				v.seen = state
+				return show(ctx, v, found)
 			}
 			select {
 			case <-time.After(lookEvery):
@@ -52,56 +50,6 @@ func (c *Console) news(state func(context.Context, *visit) (string, error), show
 
 // End lets requests go that wait for something new.
 func (c *Console) End() { c.end() }
-
-func (c *Console) emailsState(ctx context.Context, v *visit) (string, error) {
-	rows, more, err := c.emailRows(ctx, v)
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.New()
-	for _, row := range rows {
-		fmt.Fprintln(sum, row.ID, row.LastEvent, row.LastSeq)
-	}
-	fmt.Fprintln(sum, more)
-	return brief(sum), nil
-}
-
-func (c *Console) emailState(ctx context.Context, v *visit) (string, error) {
-	row, err := c.emailRow(ctx, v)
-	return fmt.Sprintf("%s-%d", row.Log, row.LastSeq), err
-}
-
-// listed is how long it takes until the email is in its read model that a message is of,
-// and it is known whose it is.
-const listed = 5 * time.Second
-
-// inboxState reads the visitor's messages, each of which is a file, again only while the
-// sandbox has got one.
-func (c *Console) inboxState(ctx context.Context, v *visit) (string, error) {
-	if c.Inbox == nil {
-		return "", errNoInbox
-	}
-	newest, err := c.Inbox.List("", 1)
-	if err != nil {
-		return "", err
-	}
-	if v.inbox.state != "" && (len(newest) == 0 || newest[0].ID == v.inbox.newest && c.Now().Sub(newest[0].At) > listed) {
-		return v.inbox.state, nil
-	}
-	mine, _, err := c.messages(ctx, v)
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.New()
-	for _, m := range mine {
-		fmt.Fprintln(sum, m.ID)
-	}
-	v.inbox.state = brief(sum)
-	if len(newest) > 0 {
-		v.inbox.newest = newest[0].ID
-	}
-	return v.inbox.state, nil
-}
 
 // brief is as much of a sum as tells two states of a page apart.
 func brief(sum hash.Hash) string { return base64.RawURLEncoding.EncodeToString(sum.Sum(nil)[:9]) }

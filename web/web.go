@@ -107,9 +107,9 @@ func New(c Config) (*Console, error) {
 	pages("GET /console/enter", w.enter)
 	pages("POST /console/enter", w.signIn)
 	pages("POST /console/leave", w.leave)
-	pages("GET /console/{$}", w.member(w.news(w.emailsState, w.emails)))
-	pages("GET /console/emails/{id}", w.member(w.news(w.emailState, w.email)))
-	pages("GET /console/inbox", w.member(w.news(w.inboxState, w.inbox)))
+	pages("GET /console/{$}", w.member(news(w, w.readEmails, w.emails)))
+	pages("GET /console/emails/{id}", w.member(news(w, w.readEmail, w.email)))
+	pages("GET /console/inbox", w.member(news(w, w.readInbox, w.inbox)))
 	pages("GET /console/inbox/{id}", w.member(w.message))
 	pages("GET /console/inbox/{id}/html", w.member(w.messageHTML))
 	pages("GET /console/account", w.member(w.account))
@@ -146,7 +146,7 @@ type visit struct {
 	csrf    string
 	seen    string // what state of the page is shown
 
-	inbox struct{ newest, state string } // what was found when it was looked for last
+	inbox inboxRead // what was found when it was looked for last
 }
 
 // as makes the visit somebody's.
