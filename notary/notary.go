@@ -64,20 +64,24 @@ func New(c Config) *Notary {
 	return n
 }
 
-// Begin signs a head of nothing for each log that has none yet. It comes before
-// anything is written: then a log whose entries no head covers is one whose head
-// was removed, and not one of a process that was killed before its first second.
-func (n *Notary) Begin() error {
-	for _, s := range n.logs {
-		l, err := s.open()
+// Begin signs a head of nothing for each log that has none yet.
+func (n *Notary) Begin() error { return Begin(n.Dir, n.Store.Logs(), n.Keys) }
+
+// Begin signs a head of nothing for each log that has no head yet; dir holds a folder for
+// each. It comes before anything is written: then a log whose entries no head covers is
+// one whose head was removed, and not one of a process that was killed before its first
+// second.
+func Begin(dir string, logs []string, keys *seal.Keys) error {
+	for _, log := range logs {
+		l, err := seal.OpenLog(filepath.Join(dir, log), log, keys)
 		if errors.Is(err, seal.ErrBroken) {
-			continue // Run says so
+			continue // Run says so, and a verification
 		}
 		if err != nil {
 			return err
 		}
 		if err := l.Close(); err != nil {
-			return fmt.Errorf("notary: close the seal of %s: %w", s.name, err)
+			return fmt.Errorf("notary: close the seal of %s: %w", log, err)
 		}
 	}
 	return nil
@@ -173,13 +177,9 @@ func (s *sealed) run(ctx context.Context) error {
 	}
 }
 
-func (s *sealed) open() (*seal.Log, error) {
-	return seal.OpenLog(filepath.Join(s.notary.Dir, s.name), s.name, s.notary.Keys)
-}
-
 func (s *sealed) once(ctx context.Context) error {
 	n := s.notary
-	l, err := s.open()
+	l, err := seal.OpenLog(filepath.Join(n.Dir, s.name), s.name, n.Keys)
 	if err != nil {
 		return err
 	}

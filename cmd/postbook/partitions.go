@@ -11,7 +11,7 @@ import (
 
 	"postbook.dev/postbook/domain/partitioning"
 	"postbook.dev/postbook/eventstore"
-	"postbook.dev/postbook/seal"
+	"postbook.dev/postbook/notary"
 )
 
 type partitionsCommand struct {
@@ -82,19 +82,7 @@ func sealNew(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	for _, log := range logs {
-		l, err := seal.OpenLog(cfg.sealPath(log), log, keys)
-		if errors.Is(err, seal.ErrBroken) {
-			continue // which is for verify to say
-		}
-		if err != nil {
-			return err
-		}
-		if err := l.Close(); err != nil {
-			return fmt.Errorf("close the seal of %s: %w", log, err)
-		}
-	}
-	return nil
+	return notary.Begin(cfg.path(sealFolder), logs, keys)
 }
 
 // tellPartitions puts on record what of the epochs is not there yet. The command that
