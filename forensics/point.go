@@ -57,10 +57,7 @@ func (r *Replay) Resolve(ctx context.Context, text string) (Point, error) {
 		return r.now(ctx)
 	}
 	if t, err := time.Parse(time.RFC3339Nano, text); err == nil {
-		if t.Nanosecond()%int(time.Millisecond) == 0 {
-			t = t.Add(time.Millisecond - 1) // as times are printed, all of it is meant
-		}
-		return r.recordedBy(ctx, t)
+		return r.recordedBy(ctx, AsPrinted(t))
 	}
 	if log, number, ok := strings.Cut(text, "/"); ok {
 		seq, err := strconv.ParseUint(number, 10, 64)
@@ -78,6 +75,15 @@ func (r *Replay) Resolve(ctx context.Context, text string) (Point, error) {
 		return Point{}, err
 	}
 	return r.atEntry(ctx, log, seq, id)
+}
+
+// AsPrinted is the end of the millisecond that is meant by a time as events are printed
+// with it. A time that is more exact stays what it is.
+func AsPrinted(t time.Time) time.Time {
+	if t.Nanosecond()%int(time.Millisecond) == 0 {
+		t = t.Add(time.Millisecond - 1)
+	}
+	return t
 }
 
 func (r *Replay) now(ctx context.Context) (Point, error) {

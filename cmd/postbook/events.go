@@ -17,6 +17,7 @@ import (
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/forensics"
 	"postbook.dev/postbook/notary"
 	"postbook.dev/postbook/seal"
 	"postbook.dev/postbook/workers"
@@ -121,20 +122,17 @@ func (c eventsList) read(ctx context.Context, store *eventstore.Store, log strin
 			return err
 		}
 	}
-	to := c.To
-	if !to.IsZero() && to.Nanosecond()%int(time.Millisecond) == 0 {
-		to = to.Add(time.Millisecond - 1) // as times are printed, all of it is meant
-	}
+	to := forensics.AsPrinted(c.To)
 	err = store.Follow(ctx, f, func(ctx context.Context, entries []eventstore.Entry) error {
 		for _, e := range entries {
 			if e.Err != nil {
 				return e.Err
 			}
-			if !to.IsZero() && e.Time.Sub(to) > entered {
+			if !c.To.IsZero() && e.Time.Sub(to) > entered {
 				return errOver
 			}
 			for _, rec := range e.Events {
-				if rec.Time.Before(c.From) || !to.IsZero() && rec.Time.After(to) {
+				if rec.Time.Before(c.From) || !c.To.IsZero() && rec.Time.After(to) {
 					continue
 				}
 				select {
