@@ -230,15 +230,15 @@ func (m *merge) before(seq uint64) error {
 func (m *merge) stream(sums []seal.Sum) error {
 	for i := range sums {
 		s := &sums[i]
-		seq := s.Seq
-		if seq == 0 { // it is damaged, and in the place of the next
-			seq = m.last + 1
-		}
 		if s.Removed { // it is no entry, and has no copy
 			if err := m.each(sums[i : i+1]); err != nil {
 				return err
 			}
 			continue
+		}
+		seq := s.Seq
+		if seq == 0 { // it is damaged, and in the place of the next
+			seq = m.last + 1
 		}
 		if copied := m.ahead(); copied != nil && copied.Seq < seq {
 			// What comes before it in this batch is handed over first.
