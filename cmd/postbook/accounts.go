@@ -121,8 +121,8 @@ type accountsOpen struct {
 // Run opens an account.
 func (c accountsOpen) Run(ctx context.Context, cfg Config, out output) error {
 	if c.Email != "" {
-		if _, err := parseMailbox(c.Email); err != nil {
-			return fmt.Errorf("--email: %q is no email address", c.Email)
+		if err := checkAddress(c.Email); err != nil {
+			return fmt.Errorf("--email: %w", err)
 		}
 	}
 	return operating(ctx, cfg, func(ctx context.Context, o office) error {
@@ -181,8 +181,8 @@ func (c accountsList) Run(ctx context.Context, cfg Config, out output) error {
 		return err
 	}
 	defer store.Close()
-	known := directory.New()
-	if err := learnAll(ctx, store, known); err != nil {
+	known, err := everybody(ctx, store)
+	if err != nil {
 		return err
 	}
 	domains := map[string][]string{}
@@ -232,8 +232,8 @@ type accountsAdd struct {
 
 // Run lets somebody in.
 func (c accountsAdd) Run(ctx context.Context, cfg Config, out output) error {
-	if _, err := parseMailbox(c.Email); err != nil {
-		return fmt.Errorf("%q is no email address", c.Email)
+	if err := checkAddress(c.Email); err != nil {
+		return err
 	}
 	return operating(ctx, cfg, func(ctx context.Context, o office) error {
 		if err := checkAccount(ctx, o.api.Store, c.ID); err != nil {

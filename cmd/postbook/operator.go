@@ -15,7 +15,6 @@ import (
 	"postbook.dev/postbook/api"
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/account"
-	"postbook.dev/postbook/domain/directory"
 	"postbook.dev/postbook/eventstore"
 	"postbook.dev/postbook/keyring"
 )
@@ -29,9 +28,6 @@ type office struct {
 // operating opens an office: beside a running server, or on a server of its own, which
 // also makes what a new data directory lacks.
 func operating(ctx context.Context, cfg Config, do func(context.Context, office) error) error {
-	if err := cfg.settle(false); err != nil {
-		return err
-	}
 	if _, ok := found(cfg); !ok {
 		return alone(ctx, cfg, func(ctx context.Context, s *server) error { return do(ctx, office{s.api, s.vault.ring}) })
 	}
@@ -40,8 +36,8 @@ func operating(ctx context.Context, cfg Config, do func(context.Context, office)
 		return err
 	}
 	defer k.store.Close()
-	known := directory.New()
-	if err := learnAll(ctx, k.store, known); err != nil {
+	known, err := everybody(ctx, k.store)
+	if err != nil {
 		return err
 	}
 	learning, stop := context.WithCancelCause(ctx)
@@ -64,6 +60,14 @@ func operating(ctx context.Context, cfg Config, do func(context.Context, office)
 		err = cause
 	}
 	return err
+}
+
+// checkAddress refuses what is no email address, before anything is made for it.
+func checkAddress(email string) error {
+	if _, err := parseMailbox(email); err != nil {
+		return fmt.Errorf("%q is no email address", email)
+	}
+	return nil
 }
 
 // open opens an account and makes its keys.

@@ -526,6 +526,12 @@ func learnAll(ctx context.Context, store *eventstore.Store, d *directory.Directo
 	return learn(ctx, store, d, head)
 }
 
+// everybody is what the ledger says at this moment.
+func everybody(ctx context.Context, store *eventstore.Store) (*directory.Directory, error) {
+	d := directory.New()
+	return d, learnAll(ctx, store, d)
+}
+
 func parseMailbox(text string) (api.Mailbox, error) {
 	a, err := delivery.ParseAddress(text)
 	return api.Mailbox{Name: a.Name, Local: a.Local, Domain: a.Domain}, err

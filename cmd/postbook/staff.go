@@ -39,6 +39,22 @@ func (c staffLeave) Run(ctx context.Context, cfg Config, out output) error {
 
 // withPerson finds somebody by their address.
 func withPerson(ctx context.Context, cfg Config, kind domain.ActorKind, account, email string, do func(keeper, directory.Person) error) error {
+	return withPeople(ctx, cfg, kind, account, func(k keeper, people []directory.Person) error {
+		keys, err := k.ring.Account(ctx, account)
+		if err != nil {
+			return err
+		}
+		index := keys.Index(strings.TrimSpace(email))
+		at := slices.IndexFunc(people, func(p directory.Person) bool { return p.Index == index })
+		if at < 0 {
+			return fmt.Errorf("there is no %s with the address %s", kind, email)
+		}
+		return do(k, people[at])
+	})
+}
+
+// withPeople finds everybody of a kind and an account, in the order in which they joined.
+func withPeople(ctx context.Context, cfg Config, kind domain.ActorKind, account string, do func(keeper, []directory.Person) error) error {
 	k, err := openKeeper(ctx, cfg)
 	if err != nil {
 		return err
@@ -49,21 +65,13 @@ func withPerson(ctx context.Context, cfg Config, kind domain.ActorKind, account,
 			return err
 		}
 	}
-	keys, err := k.ring.Account(ctx, account)
+	known, err := everybody(ctx, k.store)
 	if err != nil {
 		return err
 	}
-	people := directory.New()
-	if err := learnAll(ctx, k.store, people); err != nil {
-		return err
-	}
-	index := keys.Index(strings.TrimSpace(email))
-	for _, p := range people.People(kind) {
-		if p.Account == account && p.Index == index {
-			return do(k, p)
-		}
-	}
-	return fmt.Errorf("there is no %s with the address %s", kind, email)
+	people := slices.DeleteFunc(known.People(kind), func(p directory.Person) bool { return p.Account != account })
+	slices.SortFunc(people, func(a, b directory.Person) int { return strings.Compare(a.ID, b.ID) })
+	return do(k, people)
 }
 
 // done says that something is on record, or was before.
@@ -89,8 +97,8 @@ type staffJoin struct {
 
 // Run makes somebody a member of staff.
 func (c staffJoin) Run(ctx context.Context, cfg Config, out output) error {
-	if _, err := parseMailbox(c.Email); err != nil {
-		return fmt.Errorf("%q is no email address", c.Email)
+	if err := checkAddress(c.Email); err != nil {
+		return err
 	}
 	return operating(ctx, cfg, func(ctx context.Context, o office) error {
 		password := rand.Text()
@@ -121,41 +129,22 @@ func listPeople(ctx context.Context, cfg Config, out output, kind domain.ActorKi
 		Email string      `json:"email"`
 		Role  domain.Role `json:"role"`
 	}
-	k, err := openKeeper(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	defer k.store.Close()
-	if account != domain.Platform {
-		if err := checkAccount(ctx, k.store, account); err != nil {
+	return withPeople(ctx, cfg, kind, account, func(k keeper, people []directory.Person) error {
+		v := newVault(k.ring, k.store, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		ctx := domain.Within(ctx, operator(time.Now()))
+		all := make([]person, len(people))
+		rows := make([][]string, len(people))
+		for n, p := range people {
+			email, err := v.Open(ctx, account, string(keyring.User), p.ID, p.Email)
+			if err != nil {
+				return fmt.Errorf("open the address of %s: %w", p.ID, err)
+			}
+			all[n], rows[n] = person{p.ID, string(email), p.Role}, []string{string(email), string(p.Role), p.ID}
+		}
+		v.flush(ctx) // on record before it is shown
+		if printed, err := out.object(all); printed {
 			return err
 		}
-	}
-	known := directory.New()
-	if err := learnAll(ctx, k.store, known); err != nil {
-		return err
-	}
-	v := newVault(k.ring, k.store, slog.New(slog.NewTextHandler(os.Stderr, nil)))
-	ctx = domain.Within(ctx, operator(time.Now()))
-	people := []person{}
-	for _, p := range known.People(kind) {
-		if p.Account != account {
-			continue
-		}
-		email, err := v.Open(ctx, account, string(keyring.User), p.ID, p.Email)
-		if err != nil {
-			return fmt.Errorf("open the address of %s: %w", p.ID, err)
-		}
-		people = append(people, person{p.ID, string(email), p.Role})
-	}
-	v.flush(ctx)                                                                          // on record before it is shown
-	slices.SortFunc(people, func(a, b person) int { return strings.Compare(a.ID, b.ID) }) // as they joined
-	if printed, err := out.object(people); printed {
-		return err
-	}
-	rows := make([][]string, len(people))
-	for n, p := range people {
-		rows[n] = []string{p.Email, string(p.Role), p.ID}
-	}
-	return out.table([]string{"EMAIL", "ROLE", "ID"}, rows)
+		return out.table([]string{"EMAIL", "ROLE", "ID"}, rows)
+	})
 }
