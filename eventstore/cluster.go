@@ -26,6 +26,11 @@ const (
 	// its cluster: it keeps its clients, and can neither write nor read for them.
 	lookEvery   = time.Second
 	cutOffAfter = 4 * time.Second
+	// heartbeat is how often a server says that a tail is still being served: one that
+	// has said nothing for twice as long is lost.
+	heartbeat = 2 * time.Second
+	// askAgain is how long an answer is waited for that takes milliseconds.
+	askAgain = 2 * time.Second
 	// electionTime is how long a start waits for a cluster that is still electing.
 	electionTime = time.Minute
 )
@@ -70,6 +75,21 @@ func (s *Store) untilElected(ctx context.Context, within time.Duration, try func
 	return err
 }
 
+// answered asks for something that leaves nothing behind, however often it is asked.
+// A question to a server that is lost is lost with it, so that a cluster is asked
+// again before anybody would give up.
+func (s *Store) answered(ctx context.Context, ask func(context.Context) error) error {
+	each := ackTimeout
+	if s.local == nil {
+		each = askAgain
+	}
+	return s.untilElected(ctx, ackTimeout, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, each)
+		defer cancel()
+		return ask(ctx)
+	})
+}
+
 // The server's codes for a cluster without a leader, and for one that knows of
 // fewer servers than are asked for: they may still be on their way.
 const (
@@ -88,8 +108,14 @@ func notYet(err error) bool {
 		}
 		return false
 	}
-	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) ||
+	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) ||
 		errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrNoServers)
+}
+
+// refusedForGood reports whether a server has answered, and will not answer otherwise.
+func refusedForGood(err error) bool {
+	_, answered := errors.AsType[*jetstream.APIError](err)
+	return answered && !notYet(err)
 }
 
 // watchServers moves each link to another server when the one that it is

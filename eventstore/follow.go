@@ -72,28 +72,12 @@ const (
 // that was handed over, and errTrimmed if what comes next has left the stream.
 func (s *Store) followStream(ctx context.Context, f Following, apply func(context.Context, []Entry) error) (uint64, error) {
 	last := f.After
-	var consumer jetstream.Consumer
-	err := s.untilElected(ctx, ackTimeout, func(ctx context.Context) (err error) {
-		consumer, err = s.links[followLink].js.OrderedConsumer(ctx, f.Log, jetstream.OrderedConsumerConfig{
-			FilterSubjects: f.Subjects,
-			DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
-			OptStartSeq:    f.After + 1,
-		})
-		return err
-	})
-	if err != nil {
-		return last, fmt.Errorf("%w: follow %s: %w", ErrUnavailable, f.Log, err)
-	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(max(f.MaxBatch, 500), maxAhead))
-	if err != nil {
-		return last, fmt.Errorf("%w: follow %s: %w", ErrUnavailable, f.Log, err)
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	arrived := make(chan jetstream.Msg, f.MaxBatch)
 	batches := make(chan []Entry)
 	trimmed := make(chan struct{})
 	var running sync.WaitGroup
-	running.Go(func() { receive(ctx, cancel, messages, arrived) })
+	running.Go(func() { cancel(s.receive(ctx, f, arrived)) })
 	running.Go(func() {
 		err := s.collect(ctx, f, arrived, batches)
 		if errors.Is(err, errTrimmed) {
@@ -104,9 +88,7 @@ func (s *Store) followStream(ctx context.Context, f Following, apply func(contex
 	})
 	defer func() {
 		cancel(nil)
-		messages.Stop()
 		running.Wait()
-		s.forget(ctx, f.Log, consumer)
 	}()
 	for {
 		select {
@@ -126,30 +108,33 @@ func (s *Store) followStream(ctx context.Context, f Following, apply func(contex
 	}
 }
 
-// forget removes the consumer of a follower that has ended. One that the server
-// does not hear of would stay for five minutes, and followers may be brief.
-func (s *Store) forget(ctx context.Context, log string, consumer jetstream.Consumer) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	if info := consumer.CachedInfo(); info != nil {
-		_ = s.js.DeleteConsumer(ctx, log, info.Name) // without it, the server waits for the five minutes
-	}
-}
+// beforeAgain is a pause, for a server that ends each tail at once.
+const beforeAgain = 100 * time.Millisecond
 
-func receive(ctx context.Context, cancel context.CancelCauseFunc, messages jetstream.MessagesContext, arrived chan<- jetstream.Msg) {
-	for {
-		msg, err := messages.Next()
-		if errors.Is(err, jetstream.ErrNoHeartbeat) {
-			continue // the server is away; the consumer starts again where it was
-		}
-		if err != nil {
-			cancel(fmt.Errorf("%w: %w", ErrUnavailable, err))
-			return
+// receive passes on what a log holds and what comes. When a server is lost it goes
+// on at another, for as long as it takes to find one.
+func (s *Store) receive(ctx context.Context, f Following, arrived chan<- jetstream.Msg) error {
+	var closing sync.WaitGroup
+	defer closing.Wait()
+	last := f.After
+	for begun := false; ; begun = true {
+		t, err := s.tail(ctx, f.Log, jetstream.ConsumerConfig{
+			FilterSubjects: f.Subjects,
+			DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
+			OptStartSeq:    last + 1,
+		}, jetstream.PullMaxMessagesWithBytesLimit(max(f.MaxBatch, 500), maxAhead))
+		switch {
+		case err == nil:
+			last, err = t.passOn(ctx, last, arrived)
+			closing.Go(t.close)
+		case !begun || refusedForGood(err) || s.links[followLink].nc.IsClosed():
+			return err
 		}
 		select {
-		case arrived <- msg:
+		case <-time.After(beforeAgain):
+			s.cfg.Log.Debug("follow a log again", "log", f.Log, "after", last, "error", err)
 		case <-ctx.Done():
-			return
+			return context.Cause(ctx)
 		}
 	}
 }

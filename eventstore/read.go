@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"postbook.dev/postbook/domain"
@@ -119,9 +120,11 @@ func (s *Store) leaderMessage(ctx context.Context, log string, get leaderGet) (l
 	if err != nil {
 		return leaderMessage{}, fmt.Errorf("eventstore: ask for an entry: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
-	defer cancel()
-	reply, err := s.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+log, request)
+	var reply *nats.Msg
+	err = s.answered(ctx, func(ctx context.Context) (err error) {
+		reply, err = s.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+log, request)
+		return err
+	})
 	if err != nil {
 		return leaderMessage{}, fmt.Errorf("eventstore: read from %s: %w: %w", log, ErrUnavailable, err)
 	}

@@ -334,26 +334,16 @@ func (l *Slate) Watch(ctx context.Context, changed func(key string)) error {
 }
 
 func (l *Slate) watch(ctx context.Context, changed func(key string)) error {
-	consumer, err := l.store.links[followLink].js.OrderedConsumer(ctx, l.name, jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{l.subject("*")}, DeliverPolicy: jetstream.DeliverNewPolicy, HeadersOnly: true,
+	t, err := l.store.tail(ctx, l.name, jetstream.ConsumerConfig{
+		FilterSubject: l.subject("*"), DeliverPolicy: jetstream.DeliverNewPolicy, HeadersOnly: true,
 	})
 	if err != nil {
 		return err
 	}
-	messages, err := consumer.Messages()
-	if err != nil {
-		return err
-	}
-	stop := context.AfterFunc(ctx, messages.Stop)
-	defer stop()
-	defer l.store.forget(ctx, l.name, consumer)
+	defer t.close()
 	changed("")
 	for {
-		msg, err := messages.Next()
-		if errors.Is(err, jetstream.ErrNoHeartbeat) {
-			changed("")
-			continue // the server is away; the consumer starts again where it was
-		}
+		msg, _, err := t.next()
 		if err != nil {
 			return err
 		}

@@ -8,8 +8,11 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
+
+	"postbook.dev/postbook/internal/testenv"
 )
 
 func TestSlateKeepsTheNewestValueAndWipesOffTheOthers(t *testing.T) {
@@ -184,6 +187,38 @@ func TestSlateIsWatchedFromElsewhere(t *testing.T) {
 	if err := soon(t, "the watch ends", ended); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
+}
+
+// Who watches hears of each write, or that any may have been missed, also when the
+// server is lost that told them of writes.
+func TestSlateIsWatchedWhileServersAreLost(t *testing.T) {
+	t.Parallel()
+	c := testenv.StartNATSCluster(t)
+	watching, writing := onCluster(t, c), onCluster(t, c)
+	near, far := must(writing.Slate(t.Context(), Keysets))(t), must(watching.Slate(t.Context(), Keysets))(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	heard := make(chan string, 100)
+	var ended sync.WaitGroup
+	ended.Go(func() { _ = far.Watch(ctx, func(key string) { heard <- key }) })
+	defer ended.Wait()
+	defer cancel()
+	if key := soon(t, "the watch begins", heard); key != "" {
+		t.Fatalf("a watch begins with %q", key)
+	}
+	told := <-must(writing.stream(t.Context(), Keysets))(t).ListConsumers(t.Context()).Info()
+	var node int
+	if _, err := fmt.Sscanf(told.Cluster.Leader, "node-%d", &node); err != nil {
+		t.Fatalf("the consumer is on %q: %v", told.Cluster.Leader, err)
+	}
+	c.Kill(node)
+	testenv.Eventually(t, time.Minute, func() error {
+		_, err := near.Update(t.Context(), "acme", []byte("one"), 0)
+		if errors.Is(err, ErrUnavailable) {
+			return err
+		}
+		return nil // an earlier try may have been written
+	})
+	soon(t, "the write is heard of", heard)
 }
 
 func TestSlateAdoptsABucket(t *testing.T) {

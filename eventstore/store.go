@@ -217,8 +217,9 @@ func (s *Store) startSyncing(streams ...string) error {
 // written have their own, so that an answer which somebody waits for does not
 // stand in line behind a thousand entries for a read model.
 type link struct {
-	nc *nats.Conn
-	js jetstream.JetStream
+	nc       *nats.Conn
+	js       jetstream.JetStream
+	unbroken *unbroken
 }
 
 // The links: one to ask and answer, one to follow logs, the others to write.
@@ -241,7 +242,9 @@ func connect(url string, options []nats.Option) (link, error) {
 	if err != nil {
 		return link{nc: nc}, fmt.Errorf("eventstore: connect: %w", err)
 	}
-	return link{nc, js}, nil
+	unbroken := newUnbroken()
+	nc.SetReconnectHandler(func(*nats.Conn) { unbroken.again() })
+	return link{nc, js, unbroken}, nil
 }
 
 // writer is the link that what belongs to a subject is written through. Subjects

@@ -110,7 +110,7 @@ func (u *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	if u.closed {
 		return nil, errors.New("eventstore: subscribe: the subscriber is closed")
 	}
-	iter, err := consumer.Messages(jetstream.PullMaxMessages(u.cfg.InFlight))
+	iter, err := consumer.Messages(jetstream.PullMaxMessages(u.cfg.InFlight), jetstream.PullHeartbeat(heartbeat))
 	if err != nil {
 		return nil, fmt.Errorf("eventstore: subscribe to %s: %w: %w", topic, ErrUnavailable, err)
 	}
