@@ -23,6 +23,7 @@ type tail struct {
 	log      string
 	consumer jetstream.Consumer
 	messages jetstream.MessagesContext
+	unbroken context.Context //nolint:containedctx // how long its connection has lasted
 	release  []func() bool
 	handed   uint64 // how many messages, as the consumer counts them
 }
@@ -35,8 +36,7 @@ func (s *Store) tail(ctx context.Context, log string, of jetstream.ConsumerConfi
 	of.Name = uuid.NewString() // so that a second try finds what the first one made
 	of.AckPolicy, of.MemoryStorage, of.Replicas, of.InactiveThreshold = jetstream.AckNonePolicy, true, 1, abandoned
 	link := &s.links[followLink]
-	unbroken := link.unbroken.now()
-	t := &tail{store: s, log: log}
+	t := &tail{store: s, log: log, unbroken: link.unbroken.now()}
 	err := s.answered(ctx, func(ctx context.Context) (err error) {
 		t.consumer, err = link.js.CreateConsumer(ctx, log, of)
 		return err
@@ -48,7 +48,7 @@ func (s *Store) tail(ctx context.Context, log string, of jetstream.ConsumerConfi
 	if t.messages, err = t.consumer.Messages(pull...); err != nil {
 		return nil, fmt.Errorf("%w: follow %s: %w", ErrUnavailable, log, err)
 	}
-	for _, until := range []context.Context{ctx, unbroken} {
+	for _, until := range []context.Context{ctx, t.unbroken} {
 		t.release = append(t.release, context.AfterFunc(until, t.messages.Stop))
 	}
 	return t, nil
@@ -57,6 +57,9 @@ func (s *Store) tail(ctx context.Context, log string, of jetstream.ConsumerConfi
 // next waits for the next message, and says where in the log it is.
 func (t *tail) next() (jetstream.Msg, uint64, error) {
 	msg, err := t.messages.Next()
+	if errors.Is(err, jetstream.ErrMsgIteratorClosed) && t.unbroken.Err() != nil {
+		err = errConnectedAnew
+	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("%w: follow %s: %w", ErrUnavailable, t.log, err)
 	}
@@ -87,7 +90,10 @@ func (t *tail) passOn(ctx context.Context, last uint64, to chan<- jetstream.Msg)
 	}
 }
 
-var errLostOnTheWay = errors.New("a message was lost on the way from the server")
+var (
+	errLostOnTheWay  = errors.New("a message was lost on the way from the server")
+	errConnectedAnew = errors.New("the connection was made again, and what was under way to the one before may be lost")
+)
 
 // close ends the tail, and tells the server, which would keep the consumer for a
 // while otherwise.
