@@ -734,6 +734,39 @@ func TestFollowSurvivesRestart(t *testing.T) {
 	soon(t, "the end", ended)
 }
 
+// A connection that is made again may have lost what was under way to the one
+// before, also the last entry, after which nothing comes that would show the gap.
+func TestFollowSurvivesNewConnections(t *testing.T) {
+	t.Parallel()
+	host := open(t)
+	s := open(t, func(c *Config) { c.URL = host.URL() })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	seqs := make(chan uint64, 100)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- s.Follow(ctx, Following{Log: Ledger}, func(_ context.Context, entries []Entry) error {
+			for _, e := range entries {
+				seqs <- e.Seq
+			}
+			return nil
+		})
+	}()
+	for want := range uint64(20) {
+		if want > 0 {
+			if err := s.links[followLink].nc.ForceReconnect(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		appendKeys(t, host, 1)
+		if got := soon(t, "the entry that was written meanwhile", seqs); got != want+1 {
+			t.Fatalf("handed over %d, want %d", got, want+1)
+		}
+	}
+	cancel()
+	soon(t, "the end", ended)
+}
+
 // A cluster's store: the same code over TCP, with the fence checked one append
 // at a time.
 func TestExternalServer(t *testing.T) {
