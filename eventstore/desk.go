@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -73,6 +74,41 @@ func (s *Store) Ask(ctx context.Context, subject string, question []byte) ([]byt
 	if err != nil {
 		return nil, fmt.Errorf("eventstore: ask %s: %w: %w", subject, ErrUnavailable, err)
 	}
+	return readReply(subject, m)
+}
+
+// AskAll puts a question to everybody who serves a subject, and returns the answers
+// that come within a time: none if nobody serves it. An error of one is an error.
+func (s *Store) AskAll(ctx context.Context, subject string, question []byte, within time.Duration) ([][]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	inbox := nats.NewInbox()
+	sub, err := s.nc.SubscribeSync(inbox)
+	if err != nil {
+		return nil, fmt.Errorf("eventstore: ask all of %s: %w: %w", subject, ErrUnavailable, err)
+	}
+	defer func() { _ = sub.Unsubscribe() }() // fails only when the connection is gone, and with it the subscription
+	if err := s.nc.PublishRequest(subject, inbox, question); err != nil {
+		return nil, fmt.Errorf("eventstore: ask all of %s: %w: %w", subject, ErrUnavailable, err)
+	}
+	var answers [][]byte
+	for {
+		m, err := sub.NextMsgWithContext(ctx)
+		switch {
+		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrNoResponders):
+			return answers, nil
+		case err != nil:
+			return nil, fmt.Errorf("eventstore: ask all of %s: %w: %w", subject, ErrUnavailable, err)
+		}
+		answer, err := readReply(subject, m)
+		if err != nil {
+			return nil, err
+		}
+		answers = append(answers, answer)
+	}
+}
+
+func readReply(subject string, m *nats.Msg) ([]byte, error) {
 	var r deskReply
 	if err := json.Unmarshal(m.Data, &r); err != nil {
 		return nil, fmt.Errorf("eventstore: ask %s: %w: %w", subject, ErrUnavailable, err)

@@ -66,6 +66,28 @@ func TestDesk(t *testing.T) {
 	}
 }
 
+// Everybody is asked, those in other processes as well; whom nobody answers learns
+// it at once.
+func TestAllDesksAreAsked(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	elsewhere := open(t, func(c *Config) { c.URL = s.URL() })
+	began := time.Now()
+	if answers, err := s.AskAll(t.Context(), "postbook.poll", nil, patience); err != nil || len(answers) > 0 || time.Since(began) > patience/2 {
+		t.Errorf("nobody serves it: %q, %v after %s", answers, err, time.Since(began))
+	}
+	for _, of := range []*Store{s, elsewhere} {
+		serve(t, of, "postbook.poll", func(_ context.Context, question []byte) ([]byte, error) { return question, nil })
+	}
+	if answers, err := s.AskAll(t.Context(), "postbook.poll", []byte("1"), time.Second); err != nil || len(answers) != 2 {
+		t.Errorf("two were asked: %q, %v", answers, err)
+	}
+	serve(t, s, "postbook.poll", func(context.Context, []byte) ([]byte, error) { return nil, errors.New("broken") })
+	if answers, err := s.AskAll(t.Context(), "postbook.poll", []byte("1"), time.Second); err == nil || !strings.Contains(err.Error(), "broken") {
+		t.Errorf("one cannot answer: %q, %v", answers, err)
+	}
+}
+
 // A slow question holds up neither the others nor, past its deadline, the one
 // who asked; and a desk that closes finishes what it has begun.
 func TestDeskIsConcurrent(t *testing.T) {

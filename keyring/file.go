@@ -201,6 +201,20 @@ func (r *fileRoot) Next(context.Context) (from, to string, err error) {
 	return fingerprint(r.held()[0]), fingerprint(next), nil
 }
 
+// Sees reports whether the key called to lies beside the one in use, or in its place.
+func (r *fileRoot) Sees(_ context.Context, to string) (bool, error) {
+	for _, path := range []string{r.nextPath(), r.path} {
+		key, err := readKey(path)
+		if err == nil && fingerprint(key) == to {
+			return true, nil
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
 // Switch keeps today's key under another name, where it only opens, and puts the
 // next one in its place. Each step leaves a file of the key's name.
 func (r *fileRoot) Switch(_ context.Context, to string) error {

@@ -29,6 +29,9 @@ type Root interface {
 	// Next gets a newer key ready, and says how it and today's are called. Called
 	// again before the switch, it says the same.
 	Next(ctx context.Context) (from, to string, err error)
+	// Sees reports whether the key called to is where this process will find it once
+	// it is the newest.
+	Sees(ctx context.Context, to string) (bool, error)
 	// Switch makes the key called to the newest. Once that is so, it does nothing.
 	Switch(ctx context.Context, to string) error
 	// Retire destroys all keys but the newest, which is called to.
@@ -132,6 +135,9 @@ func (r vaultRoot) Next(ctx context.Context) (from, to string, err error) {
 	n, err := versionOf(string(now))
 	return fmt.Sprintf("v%d", n), fmt.Sprintf("v%d", n+1), err
 }
+
+// Sees is always so: the service is one.
+func (r vaultRoot) Sees(context.Context, string) (bool, error) { return true, nil }
 
 // Switch has the service make the next version, if it is not there yet.
 func (r vaultRoot) Switch(ctx context.Context, to string) error {

@@ -167,6 +167,40 @@ func TestAKeyThatIsInUseIsNotWrittenOver(t *testing.T) {
 	}
 }
 
+// Who reads the same file sees the next key from when it is made, and who has a copy
+// does not.
+func TestWhoSeesTheNextKey(t *testing.T) {
+	path, elsewhere := filepath.Join(t.TempDir(), "root.key"), filepath.Join(t.TempDir(), "root.key")
+	root := mustRoot(t, path)
+	key, err := os.ReadFile(path)
+	if err == nil {
+		err = os.WriteFile(elsewhere, key, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	beside, copied := mustRoot(t, path), mustRoot(t, elsewhere)
+	_, to, err := root.Next(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []func() error{
+		func() error { return nil },
+		func() error { return root.Switch(t.Context(), to) },
+		func() error { return root.Retire(t.Context(), to) },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+		if sees, err := beside.Sees(t.Context(), to); err != nil || !sees {
+			t.Errorf("beside: %v, %v", sees, err)
+		}
+		if sees, err := copied.Sees(t.Context(), to); err != nil || sees {
+			t.Errorf("with a copy: %v, %v", sees, err)
+		}
+	}
+}
+
 // Wherever a rotation is interrupted, it can be taken up again by somebody who knows
 // which key was to be the newest, and every keyset opens meanwhile.
 func TestAnInterruptedRotationIsTakenUpAgain(t *testing.T) {

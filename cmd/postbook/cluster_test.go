@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -147,6 +148,54 @@ func TestKeysOfAnotherPlatformAreRefused(t *testing.T) {
 	if health := first.ask("GET", "/health", nil); !strings.Contains(health.String(), "sync_interval") {
 		t.Errorf("health does not say what an answer promises: %s", health)
 	}
+}
+
+// A root key in a file is replaced only where every host reads that file: another
+// one would go on with the key that is about to be destroyed.
+func TestTheRootKeyOfSeveralHosts(t *testing.T) {
+	t.Parallel()
+	store, err := eventstore.Open(t.Context(), eventstore.Config{Dir: t.TempDir(), Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	env := []string{"POSTBOOK_NATS_URL=" + store.URL(), "POSTBOOK_DATABASE_URL=" + testenv.Postgres(t).Owner, "POSTBOOK_HOSTNAME=a.host.test"}
+	a := launch(t, env...)
+	env[2] = "POSTBOOK_HOSTNAME=b.host.test"
+	b := launchBeside(t, a, env...)
+	before := rootKeyOf(t, a)
+	if out, err := a.postbook("rotate", "kek"); err == nil || !strings.Contains(out, "b.host.test reads another file") {
+		t.Errorf("replaced beside a host that has a copy: %v\n%s", err, out)
+	}
+	if rootKeyOf(t, a) != before {
+		t.Error("the key was replaced")
+	}
+	if out, err := a.postbook("events", "show", "platform.kek.root"); err == nil && strings.Contains(out, "kek.rotation_started") {
+		t.Errorf("a rotation was begun:\n%s", out)
+	}
+	b.lastEvent(b.ask("POST", "/emails", hello("copy@rcpt.test")).id(t), "delivered")
+
+	b.stop()
+	b.env = append(b.env, "POSTBOOK_ROOT_KEY="+filepath.Join(a.dir, "root.key"))
+	b.start("--quiet")
+	if out, err := a.postbook("rotate", "kek"); err != nil {
+		t.Errorf("replace the key that both hosts read: %v\n%s", err, out)
+	}
+	if rootKeyOf(t, a) == before {
+		t.Error("the key was not replaced")
+	}
+	for _, i := range []*instance{a, b} {
+		i.lastEvent(i.ask("POST", "/emails", hello("shared@rcpt.test")).id(t), "delivered")
+	}
+}
+
+func rootKeyOf(t *testing.T, i *instance) string {
+	t.Helper()
+	key, err := os.ReadFile(filepath.Join(i.dir, "root.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(key)
 }
 
 func (i *instance) signal(t *testing.T, s syscall.Signal) {

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"postbook.dev/postbook/domain"
@@ -76,8 +78,63 @@ func (r rotation) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := seenByAll(ctx, r.store, to); err != nil {
+		return err
+	}
 	_, err = eventstore.Execute(ctx, r.store, kek.Decider, kek.Stream(), kek.Command(kek.Start{Authority: r.by(), From: from, To: to}))
 	return err
+}
+
+// rootKeySubject is where the processes of a cluster are asked which root key they
+// will find.
+const rootKeySubject = "postbook.root-key"
+
+// sight is whether a host sees the key that is to be the newest.
+type sight struct {
+	Host string `json:"host"`
+	Sees bool   `json:"sees"`
+}
+
+// seenByAll refuses a key that lies in a file of this host alone, while others
+// have copies of today's: they would go on with it, and what they wrap could be
+// opened by nobody once it is destroyed.
+func seenByAll(ctx context.Context, store *eventstore.Store, to string) error {
+	answers, err := store.AskAll(ctx, rootKeySubject, []byte(to), 2*time.Second)
+	if err != nil {
+		return err
+	}
+	var blind []string
+	for _, answer := range answers {
+		var s sight
+		if err := json.Unmarshal(answer, &s); err != nil {
+			return fmt.Errorf("read whether another host sees the next root key: %w", err)
+		}
+		if !s.Sees {
+			blind = append(blind, s.Host)
+		}
+	}
+	if len(blind) > 0 {
+		return fmt.Errorf("%s reads another file: the root key is replaced where every host reads the same one, or asks a service (POSTBOOK_ROOT_KEY). Or stop Postbook there, replace the key, and copy it there. Nothing was replaced", strings.Join(blind, ", "))
+	}
+	return nil
+}
+
+// answerForRootKey tells who replaces the root key whether this process will find
+// the next one, until ctx ends.
+func (s *server) answerForRootKey(ctx context.Context) error {
+	stop, err := s.store.Serve(ctx, rootKeySubject, func(ctx context.Context, to []byte) ([]byte, error) {
+		sees, err := s.root.Sees(ctx, string(to))
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(sight{s.cfg.Hostname, sees})
+	})
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	stop()
+	return ctx.Err()
 }
 
 // rotationLock is the file in the data directory by which one process at a time

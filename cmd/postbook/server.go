@@ -315,6 +315,9 @@ func (s *server) run(ctx context.Context, ready func(context.Context) error) err
 	if s.cluster != nil {
 		group.Go(func() error { return s.keepCluster(ctx) })
 	}
+	if !s.store.Alone() {
+		group.Go(func() error { return s.answerForRootKey(ctx) })
+	}
 	group.Go(func() error {
 		select {
 		case <-s.store.Done():
