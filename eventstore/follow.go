@@ -127,7 +127,10 @@ func (s *Store) receive(ctx context.Context, f Following, arrived chan<- jetstre
 		case err == nil:
 			last, err = t.passOn(ctx, last, arrived)
 			closing.Go(t.close)
-		case !begun || refusedForGood(err) || s.links[followLink].nc.IsClosed():
+		case !begun || refusedForGood(err):
+			return err
+		}
+		if s.links[followLink].nc.IsClosed() {
 			return err
 		}
 		select {

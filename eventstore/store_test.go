@@ -734,6 +734,29 @@ func TestFollowSurvivesRestart(t *testing.T) {
 	soon(t, "the end", ended)
 }
 
+// Nobody goes on to look for a server once the store is closed.
+func TestFollowEndsWithItsStore(t *testing.T) {
+	t.Parallel()
+	host := open(t)
+	s := open(t, func(c *Config) { c.URL = host.URL() })
+	appendKeys(t, s, 1)
+	begun, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- s.Follow(t.Context(), Following{Log: Ledger}, func(context.Context, []Entry) error {
+			close(begun)
+			return nil
+		})
+	}()
+	soon(t, "it follows", begun)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	closed := time.Now()
+	if err := soon(t, "the end", ended); !errors.Is(err, ErrUnavailable) || time.Since(closed) > ackTimeout/2 {
+		t.Errorf("it ended after %s with %v, want ErrUnavailable at once", time.Since(closed), err)
+	}
+}
+
 // A connection that is made again may have lost what was under way to the one
 // before, also the last entry, after which nothing comes that would show the gap.
 func TestFollowSurvivesNewConnections(t *testing.T) {
