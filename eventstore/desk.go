@@ -80,7 +80,7 @@ func (s *Store) Ask(ctx context.Context, subject string, question []byte) ([]byt
 // AskAll puts a question to everybody who serves a subject, and returns the answers
 // that come within a time: none if nobody serves it. An error of one is an error.
 func (s *Store) AskAll(ctx context.Context, subject string, question []byte, within time.Duration) ([][]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, within)
+	waiting, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	inbox := nats.NewInbox()
 	sub, err := s.nc.SubscribeSync(inbox)
@@ -93,9 +93,9 @@ func (s *Store) AskAll(ctx context.Context, subject string, question []byte, wit
 	}
 	var answers [][]byte
 	for {
-		m, err := sub.NextMsgWithContext(ctx)
+		m, err := sub.NextMsgWithContext(waiting)
 		switch {
-		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrNoResponders):
+		case errors.Is(err, nats.ErrNoResponders), errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
 			return answers, nil
 		case err != nil:
 			return nil, fmt.Errorf("eventstore: ask all of %s: %w: %w", subject, ErrUnavailable, err)

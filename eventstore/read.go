@@ -173,7 +173,11 @@ func (s *Store) state(ctx context.Context, log string) (jetstream.StreamState, e
 	if err != nil {
 		return jetstream.StreamState{}, err
 	}
-	info, err := stream.Info(ctx)
+	var info *jetstream.StreamInfo
+	err = s.answered(ctx, func(ctx context.Context) (err error) {
+		info, err = stream.Info(ctx)
+		return err
+	})
 	if err != nil {
 		return jetstream.StreamState{}, fmt.Errorf("eventstore: look at %s: %w: %w", log, ErrUnavailable, err)
 	}

@@ -116,8 +116,8 @@ type unbroken struct {
 }
 
 func newUnbroken() *unbroken {
-	u := &unbroken{}
-	u.ctx, u.end = context.WithCancel(context.Background())
+	u := &unbroken{end: func() {}}
+	u.again()
 	return u
 }
 
@@ -128,6 +128,7 @@ func (u *unbroken) now() context.Context {
 	return u.ctx
 }
 
+// again ends it, and begins another.
 func (u *unbroken) again() {
 	u.mu.Lock()
 	defer u.mu.Unlock()

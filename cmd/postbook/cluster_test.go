@@ -125,16 +125,23 @@ func TestTwoProcessesOnACluster(t *testing.T) {
 	}
 }
 
-// A process with other keys than the rest is told so, and does nothing.
-func TestKeysOfAnotherPlatformAreRefused(t *testing.T) {
-	t.Parallel()
+// logElsewhere is where a log is that none of the instances keeps itself, until the
+// test ends.
+func logElsewhere(t *testing.T) (url string) {
+	t.Helper()
 	store, err := eventstore.Open(t.Context(), eventstore.Config{Dir: t.TempDir(), Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer store.Close()
+	t.Cleanup(func() { store.Close() })
+	return store.URL()
+}
+
+// A process with other keys than the rest is told so, and does nothing.
+func TestKeysOfAnotherPlatformAreRefused(t *testing.T) {
+	t.Parallel()
 	database := testenv.Postgres(t)
-	env := []string{"POSTBOOK_NATS_URL=" + store.URL(), "POSTBOOK_DATABASE_URL=" + database.Owner, "POSTBOOK_HTTP_ADDR=127.0.0.1:0", "POSTBOOK_SMTP_ADDR=127.0.0.1:0"}
+	env := []string{"POSTBOOK_NATS_URL=" + logElsewhere(t), "POSTBOOK_DATABASE_URL=" + database.Owner, "POSTBOOK_HTTP_ADDR=127.0.0.1:0", "POSTBOOK_SMTP_ADDR=127.0.0.1:0"}
 	first := launch(t, env...)
 	stranger := &instance{t: t, dir: t.TempDir(), env: env}
 	if out, err := stranger.postbook("serve"); err == nil || !strings.Contains(out, "copy mark.key from one of them") {
@@ -154,12 +161,7 @@ func TestKeysOfAnotherPlatformAreRefused(t *testing.T) {
 // one would go on with the key that is about to be destroyed.
 func TestTheRootKeyOfSeveralHosts(t *testing.T) {
 	t.Parallel()
-	store, err := eventstore.Open(t.Context(), eventstore.Config{Dir: t.TempDir(), Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
-	env := []string{"POSTBOOK_NATS_URL=" + store.URL(), "POSTBOOK_DATABASE_URL=" + testenv.Postgres(t).Owner, "POSTBOOK_HOSTNAME=a.host.test"}
+	env := []string{"POSTBOOK_NATS_URL=" + logElsewhere(t), "POSTBOOK_DATABASE_URL=" + testenv.Postgres(t).Owner, "POSTBOOK_HOSTNAME=a.host.test"}
 	a := launch(t, env...)
 	env[2] = "POSTBOOK_HOSTNAME=b.host.test"
 	b := launchBeside(t, a, env...)
