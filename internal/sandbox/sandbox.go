@@ -73,7 +73,8 @@ func (b *Inbox) Addr() string { return b.listener.Addr().String() }
 // Close ends the sandbox. What it holds stays.
 func (b *Inbox) Close() error {
 	err := b.server.Close()
-	<-b.served //nolint:errcheck // it says no more than that it was closed
+	_ = b.listener.Close() // a server that has not come to serve does not know it, and would wait at it for ever
+	<-b.served             //nolint:errcheck // it says no more than that it was closed
 	if errors.Is(err, smtp.ErrServerClosed) {
 		return nil
 	}
