@@ -18,7 +18,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/emersion/go-smtp"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
@@ -285,7 +284,7 @@ func (s *server) listenSMTP(context.Context) error {
 func (s *server) serveSMTP(ctx context.Context, group *errgroup.Group) {
 	srv := s.api.Submission(s.cfg.Hostname)
 	group.Go(func() error {
-		if err := srv.Serve(s.smtp); err != nil && !errors.Is(err, smtp.ErrServerClosed) {
+		if err := srv.Serve(s.smtp); err != nil {
 			return fmt.Errorf("serve SMTP: %w", err)
 		}
 		return nil
@@ -297,6 +296,7 @@ func (s *server) serveSMTP(ctx context.Context, group *errgroup.Group) {
 		if srv.Shutdown(ending) != nil {
 			_ = srv.Close() // whoever is idle has to be told
 		}
+		_ = s.smtp.Close() // a server that has not come to serve yet does not know it, and would wait at it for ever
 		return ctx.Err()
 	})
 }

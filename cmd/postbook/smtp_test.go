@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/mail"
 	"net/smtp"
 	"net/textproto"
@@ -11,6 +14,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
+
+	"postbook.dev/postbook/api"
 )
 
 // submit sends a message as a program would that knows SMTP alone.
@@ -159,4 +166,21 @@ func blind(n int) []string {
 		list[k] = fmt.Sprintf("n%d@rcpt.test", k)
 	}
 	return list
+}
+
+func TestSubmissionsEndBeforeTheyBegan(t *testing.T) {
+	for range 200 {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &server{api: &api.API{Config: api.Config{Log: slog.New(slog.DiscardHandler)}}, smtp: listener}
+		ctx, stop := context.WithCancel(t.Context())
+		stop()
+		group, ctx := errgroup.WithContext(ctx)
+		s.serveSMTP(ctx, group)
+		if err := group.Wait(); !errors.Is(err, context.Canceled) {
+			t.Fatalf("a server that is stopped at once ended with %v", err)
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -72,6 +73,7 @@ func (c *counter) end(e event, key string) {
 		case e.Action == "fail":
 			c.broken = true
 			fmt.Printf("FAIL  %6.1fs  %s\n%s", e.Elapsed, e.Package, strings.Join(c.output[key], ""))
+			c.cutOff(e.Package)
 		case e.Action == "pass":
 			fmt.Printf("ok    %6.1fs  %s\n", e.Elapsed, e.Package)
 		}
@@ -86,5 +88,22 @@ func (c *counter) end(e event, key string) {
 	case "fail":
 		c.failed++
 		fmt.Printf("--- FAIL: %s %s\n%s", e.Package, e.Test, strings.Join(c.output[key], ""))
+	}
+}
+
+// cutOff shows the tests of a package that had not ended when its process did,
+// as after a panic or at the time limit, whose stacks are part of their output.
+func (c *counter) cutOff(pkg string) {
+	var keys []string
+	for key := range c.output {
+		if of, test, _ := strings.Cut(key, " "); of == pkg && test != "" {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		c.failed++
+		fmt.Printf("--- CUT OFF: %s\n%s", key, strings.Join(c.output[key], ""))
+		delete(c.output, key)
 	}
 }
