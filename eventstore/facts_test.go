@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -234,5 +235,21 @@ func TestFactBounding(t *testing.T) {
 	c := must(s.js.Stream(ctx, MailLog(0)))(t).CachedInfo().Config
 	if c.Discard != jetstream.DiscardNew || c.MaxMsgs != -1 || !c.DenyDelete || !c.DenyPurge {
 		t.Errorf("after a restart the stream is configured as %+v", c)
+	}
+}
+
+// A tool that repeats nothing has the log forget ids sooner; the server that opens it
+// next recognises what comes again for as long as ever.
+func TestALogThatATimeWasSetForIsAsEverAfterwards(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, c := range []struct{ set, want time.Duration }{{time.Second, time.Second}, {0, 30 * time.Second}} {
+		s := open(t, in(dir), func(conf *Config) { conf.Recognise = c.set })
+		if got := must(s.js.Stream(t.Context(), MailLog(0)))(t).CachedInfo().Config.Duplicates; got != c.want {
+			t.Errorf("a log opened with %v recognises for %v; want %v", c.set, got, c.want)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -72,6 +72,7 @@ type Config struct {
 	Port       int              // the embedded server listens here on 127.0.0.1; 0 is any free port
 	Replicas   int              // of each stream; 0 is 3 in a cluster, and else 1
 	MaxBytes   int64            // a log that would grow beyond this refuses new entries; 0 is no limit but the disk
+	Recognise  time.Duration    // the embedded server recognises an email's commit that comes again for so long; 0 is 30 s
 	Archive    Archive          // holds what has left the streams; nil if nothing does
 	MarkKey    []byte           // entries are marked as this platform's own with it; nil marks none
 	Registry   *domain.Registry // what events are written and read with

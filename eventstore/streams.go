@@ -6,6 +6,7 @@ package eventstore
 // keeps them for ever. What the archive holds can be trimmed: archive.go.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -144,7 +145,7 @@ func (s *Store) Recognised() time.Duration {
 	if s.local == nil {
 		return clusterWindow
 	}
-	return 30 * time.Second
+	return cmp.Or(s.cfg.Recognise, 30*time.Second)
 }
 
 // mailSubject is where the emails of an account lie in a partition.
