@@ -44,10 +44,11 @@ type Config struct {
 	Spare      uint64
 	SpareBytes int64
 
-	Mine  func(log string) bool // whether a log is this process's to archive, of several; nil is always
-	Every time.Duration         // looks this often; 0 is ten seconds
-	Now   func() time.Time
-	Log   *slog.Logger
+	Mine   func(log string) bool // whether a log is this process's to archive, of several; nil is always
+	Claims *eventstore.Bucket    // which segments are being written, where several hosts may archive; nil if this one is alone
+	Every  time.Duration         // looks this often; 0 is ten seconds
+	Now    func() time.Time
+	Log    *slog.Logger
 }
 
 // The defaults. A segment is held in memory while it is written, compressed.
@@ -280,6 +281,10 @@ func (a *Archiver) archive(ctx context.Context, log string, all bool) error {
 		return err
 	}
 	defer done()
+	claimed, err := a.claimed(ctx, log)
+	if err != nil {
+		return err
+	}
 	spans, err := a.Archive.list(ctx, log, true)
 	if err != nil {
 		return err
@@ -293,7 +298,10 @@ func (a *Archiver) archive(ctx context.Context, log string, all bool) error {
 		if err != nil || !due {
 			return err
 		}
-		last, err := a.write(ctx, src, spans, next)
+		last, err := a.write(ctx, src, spans, next, &claimed)
+		if errors.Is(err, errClaimed) && !all {
+			return nil // the next pass looks whether that was done
+		}
 		if err != nil {
 			return err
 		}
@@ -350,12 +358,19 @@ func (a *Archiver) due(ctx context.Context, log string, next, end uint64, all bo
 
 var errFull = errors.New("the segment is full")
 
-// write writes one segment from an entry on, reads it back, and lists it. It
-// returns its last entry.
-func (a *Archiver) write(ctx context.Context, src *source, spans []span, next uint64) (uint64, error) {
+// gather reads the entries of one segment, from next on: up to an end that was claimed
+// for it, or until it is full.
+func (a *Archiver) gather(ctx context.Context, src *source, next uint64, claimed claim) (*writer, []seal.Hash, error) {
 	w := &writer{manifest: Manifest{Log: src.log, Origin: seal.Origin(a.Archive.instance, src.log)}}
 	var leaves []seal.Hash
-	f := eventstore.Following{Log: src.log, After: next - 1, StopAt: src.end, Undecoded: true, MaxBatch: 500}
+	end, fixed := src.end, claimed.First == next
+	if fixed {
+		end = claimed.Last
+	}
+	if a.others(claimed, next) || end > src.end { // which may not be known here to be sealed
+		return nil, nil, errClaimed
+	}
+	f := eventstore.Following{Log: src.log, After: next - 1, StopAt: end, Undecoded: true, MaxBatch: 500}
 	if src.log == eventstore.Content {
 		f.MaxBatch = 16 // which may be large
 	}
@@ -364,21 +379,31 @@ func (a *Archiver) write(ctx context.Context, src *source, spans []span, next ui
 			if want := next + uint64(len(leaves)); e.Seq != want {
 				return fmt.Errorf("%d comes where %d is expected", e.Seq, want)
 			}
-			if e.Seq > src.end {
+			if e.Seq > end {
 				return errFull
 			}
 			w.add(e)
 			leaves = append(leaves, leafOf(e))
-			if w.raw() >= a.SegmentBytes || w.entries() >= a.SegmentEntries {
+			if !fixed && (w.raw() >= a.SegmentBytes || w.entries() >= a.SegmentEntries) {
 				return errFull
 			}
 		}
 		return nil
 	})
 	if err != nil && !errors.Is(err, errFull) {
-		return 0, err
+		return nil, nil, err
 	}
 	w.finish()
+	return w, leaves, nil
+}
+
+// write writes one segment from an entry on, reads it back, and lists it. It
+// returns its last entry.
+func (a *Archiver) write(ctx context.Context, src *source, spans []span, next uint64, claimed *claim) (uint64, error) {
+	w, leaves, err := a.gather(ctx, src, next, *claimed)
+	if err != nil {
+		return 0, err
+	}
 	m := &w.manifest
 	if len(spans) > 0 {
 		before, err := a.Archive.manifest(ctx, src.log, spans[len(spans)-1])
@@ -400,6 +425,9 @@ func (a *Archiver) write(ctx context.Context, src *source, spans []span, next ui
 		if at := firstDifference(leaves, sealed); at >= 0 {
 			return 0, fmt.Errorf("%w: %d is not the entry that was sealed, and nothing is archived from it on", seal.ErrBroken, m.First+uint64(at))
 		}
+	}
+	if err := a.claim(ctx, src.log, claimed, span{m.First, m.Last}); err != nil {
+		return 0, err
 	}
 	if err := a.keep(ctx, m, w.data, leaves); err != nil {
 		return 0, err

@@ -58,8 +58,11 @@ func Open(text string) (Place, error) {
 type directory string
 
 // unfinished is the name of a file that is being written, in each folder. One
-// process writes at a time.
-const unfinished = ".unfinished"
+// process of a host writes at a time.
+func unfinished() (string, error) {
+	host, err := os.Hostname()
+	return ".unfinished-" + filepath.Base(host), err
+}
 
 func (d directory) String() string { return string(d) }
 
@@ -80,7 +83,11 @@ func (d directory) put(name string, data []byte) error {
 	if err := d.make(path.Dir(name)); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(filepath.Join(folder, unfinished), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	beside, err := unfinished()
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(folder, beside), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

@@ -106,13 +106,22 @@ func (s *server) missesArchive(ctx context.Context) error {
 	return nil
 }
 
-func newArchiver(cfg Config, store *eventstore.Store, held *archive.Archive, log *slog.Logger) (*archive.Archiver, error) {
+// claimsBucket says which segments the hosts of a cluster write.
+const claimsBucket = "archive-claims"
+
+func newArchiver(ctx context.Context, cfg Config, store *eventstore.Store, held *archive.Archive, log *slog.Logger) (*archive.Archiver, error) {
 	trusted, err := ownVerifiers(cfg)
 	if err != nil {
 		return nil, err
 	}
+	var claims *eventstore.Bucket
+	if cfg.NATSURL != "" { // and not a server in a process of this host, where the lock is enough
+		if claims, err = store.Bucket(ctx, claimsBucket); err != nil {
+			return nil, err
+		}
+	}
 	return archive.NewArchiver(archive.Config{
-		Store: store, Archive: held, SealDir: cfg.path(sealFolder), Trusted: trusted, Lock: cfg.path(archiveLock), Record: cfg.path(archiveHeld),
+		Store: store, Claims: claims, Archive: held, SealDir: cfg.path(sealFolder), Trusted: trusted, Lock: cfg.path(archiveLock), Record: cfg.path(archiveHeld),
 		HotAge: cfg.HotAge, HotBytes: cfg.HotBytes, Spare: cfg.HotSpare, Now: time.Now, Log: log,
 	}), nil
 }
@@ -122,7 +131,7 @@ func (s *server) startArchiver(ctx context.Context, group *errgroup.Group) error
 	if s.archive == nil {
 		return nil
 	}
-	archiver, err := newArchiver(s.cfg, s.store, s.archive, s.log)
+	archiver, err := newArchiver(ctx, s.cfg, s.store, s.archive, s.log)
 	if err != nil {
 		return err
 	}
@@ -202,7 +211,7 @@ func (archiveRun) Run(ctx context.Context, cfg Config, out output) error {
 		return err
 	}
 	defer store.Close()
-	archiver, err := newArchiver(cfg, store, held, cfg.logger())
+	archiver, err := newArchiver(ctx, cfg, store, held, cfg.logger())
 	if err != nil {
 		return err
 	}
