@@ -154,12 +154,12 @@ func lockFolder(folder string) (*os.File, error) {
 }
 
 func removePartial(folder string) error {
-	left, err := filepath.Glob(filepath.Join(folder, namePrefix+"*"+partial))
+	left, err := fs.Glob(os.DirFS(folder), namePrefix+"*"+partial)
 	if err != nil {
 		return fmt.Errorf("backup: look for what was left: %w", err)
 	}
-	for _, path := range left {
-		if err := os.RemoveAll(path); err != nil {
+	for _, name := range left {
+		if err := os.RemoveAll(filepath.Join(folder, name)); err != nil {
 			return fmt.Errorf("backup: remove what was left: %w", err)
 		}
 	}
@@ -168,13 +168,13 @@ func removePartial(folder string) error {
 
 // List names the whole backups in a folder, oldest first.
 func List(folder string) ([]string, error) {
-	found, err := filepath.Glob(filepath.Join(folder, namePrefix+"*", ManifestFile))
+	found, err := fs.Glob(os.DirFS(folder), namePrefix+"*/"+ManifestFile)
 	if err != nil {
 		return nil, fmt.Errorf("backup: look for backups: %w", err)
 	}
 	var names []string
-	for _, path := range found {
-		if name := filepath.Base(filepath.Dir(path)); !strings.HasSuffix(name, partial) {
+	for _, manifest := range found {
+		if name := filepath.Dir(manifest); !strings.HasSuffix(name, partial) {
 			names = append(names, name)
 		}
 	}

@@ -2,6 +2,7 @@ package eventstore
 
 import (
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -153,9 +154,13 @@ func soon[T any](t testing.TB, what string, from <-chan T) T {
 // blocks are the block files of a stream.
 func blocks(t testing.TB, s *Store, stream string) []string {
 	t.Helper()
-	files := must(filepath.Glob(filepath.Join(s.local.blocks(stream), "*.blk")))(t)
+	dir := s.local.blocks(stream)
+	files := must(fs.Glob(os.DirFS(dir), "*.blk"))(t)
 	if len(files) == 0 {
-		t.Fatalf("there are no block files in %s: the server keeps them elsewhere now", s.local.blocks(stream))
+		t.Fatalf("there are no block files in %s: the server keeps them elsewhere now", dir)
+	}
+	for i, name := range files {
+		files[i] = filepath.Join(dir, name)
 	}
 	return files
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -261,12 +262,12 @@ func (l *Slate) settle() error {
 		return nil
 	}
 	dir := l.store.local.blocks(l.name)
-	names, err := filepath.Glob(filepath.Join(dir, "*.blk"))
+	names, err := fs.Glob(os.DirFS(dir), "*.blk")
 	if err != nil {
 		return fmt.Errorf("eventstore: sync slate %s: %w", l.name, err)
 	}
-	for _, name := range append(names, dir) {
-		f, err := os.Open(name)
+	for _, name := range append(names, ".") {
+		f, err := os.Open(filepath.Join(dir, name))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -25,12 +26,12 @@ func wipeDeleted(dir, stream string, fsync func(*os.File) error) error {
 	if err != nil {
 		return err
 	}
-	drafts, err := filepath.Glob(filepath.Join(b.dir, "*"+blockExtension+draftExtension))
+	drafts, err := fs.Glob(os.DirFS(b.dir), "*"+blockExtension+draftExtension)
 	if err != nil {
 		return fmt.Errorf("eventstore: look for half-written blocks of %s: %w", stream, err)
 	}
 	for _, name := range drafts {
-		if err := os.Remove(name); err != nil {
+		if err := os.Remove(filepath.Join(b.dir, name)); err != nil {
 			return fmt.Errorf("eventstore: remove a half-written block of %s: %w", stream, err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -14,7 +15,7 @@ import (
 func TestWhatAKillLeftOfADeletionIsWiped(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "data [1]")
 	s := open(t, in(dir))
 	l := must(s.Slate(ctx, Keysets))(t)
 	earlier := []byte("an earlier value that is to be wiped off")

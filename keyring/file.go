@@ -260,9 +260,10 @@ func (r *fileRoot) Retire(_ context.Context, to string) error {
 	if fingerprint(r.held()[0]) != to {
 		return fmt.Errorf("keyring: %s does not hold the key %s, so no other is destroyed", r.path, to)
 	}
-	left, err := filepath.Glob(r.path + partPattern)
+	dir, base := filepath.Split(r.path)
+	left, err := fs.Glob(os.DirFS(filepath.Clean(dir)), base+partPattern)
 	for _, name := range left {
-		err = errors.Join(err, os.Remove(name))
+		err = errors.Join(err, os.Remove(filepath.Join(dir, name)))
 	}
 	if err != nil {
 		return fmt.Errorf("keyring: remove what was left beside the root key: %w", err)

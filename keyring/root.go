@@ -42,17 +42,25 @@ type Root interface {
 // file://, or vault+https://host/v1/transit/NAME?token_file=PATH for the transit
 // engine of Vault or OpenBao.
 func OpenRoot(_ context.Context, location string) (Root, error) {
+	if path, ok := RootFile(location); ok {
+		return openFile(path)
+	}
 	u, err := url.Parse(location)
 	if err != nil {
 		return nil, fmt.Errorf("keyring: the root key's location is not a path or URL: %w", err)
 	}
 	switch u.Scheme {
-	case "", "file":
-		return openFile(u.Path)
 	case "vault+https", "vault+http":
 		return openVault(u)
 	}
 	return nil, fmt.Errorf("keyring: the root key's location begins with %s://; it can be a path, file://, vault+https:// or, on loopback, vault+http://", u.Scheme)
+}
+
+// RootFile is the path of the file that a location of OpenRoot names, as it is
+// written: with file:// too, a percent sign or a hash is part of it.
+func RootFile(location string) (path string, ok bool) {
+	path = strings.TrimPrefix(location, "file://")
+	return path, !strings.Contains(path, "://")
 }
 
 // vaultRoot is a key in the transit engine of Vault or OpenBao, which never

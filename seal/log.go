@@ -97,13 +97,13 @@ func ReadNewest(dir string, trusted Verifiers, origin string, seq uint64) (Check
 
 // Logs lists the logs that are sealed in a directory, each in its folder.
 func Logs(dir string) ([]string, error) {
-	heads, err := filepath.Glob(filepath.Join(dir, "*", checkpointFile))
+	heads, err := fs.Glob(os.DirFS(dir), "*/"+checkpointFile)
 	if err != nil {
 		return nil, fmt.Errorf("seal: look for sealed logs: %w", err)
 	}
 	logs := make([]string, len(heads))
 	for i, head := range heads {
-		logs[i] = filepath.Base(filepath.Dir(head))
+		logs[i] = filepath.Dir(head)
 	}
 	return logs, nil
 }

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -427,5 +428,15 @@ func TestWhatShouldHaveBeenSealed(t *testing.T) {
 		if got := len(report.Findings) == 1 && report.Findings[0].Kind == Stale && report.Findings[0].Seq == 4; got != c.stale || !c.stale && !report.OK() {
 			t.Errorf("%s: %v", name, report.Findings)
 		}
+	}
+}
+
+// A folder is called what its owner likes, also what a pattern would be called.
+func TestSealedLogsAreFoundInAnyFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "seal [1]")
+	must(0, sealed(t, filepath.Join(dir, "LEDGER"), keys(t), 3).Close())(t)
+	must(0, os.Mkdir(filepath.Join(dir, "else"), 0o700))(t)
+	if logs := must(Logs(dir))(t); !slices.Equal(logs, []string{"LEDGER"}) {
+		t.Errorf("%v are sealed; want LEDGER", logs)
 	}
 }

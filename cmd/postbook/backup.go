@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"postbook.dev/postbook/archive"
@@ -18,6 +17,7 @@ import (
 	copied "postbook.dev/postbook/domain/backup"
 	"postbook.dev/postbook/domain/kek"
 	"postbook.dev/postbook/eventstore"
+	"postbook.dev/postbook/keyring"
 	"postbook.dev/postbook/seal"
 )
 
@@ -175,7 +175,7 @@ const rootKeyFile = "root.key"
 // A root key in a KMS is in none.
 func (c *Config) keyFiles() map[string]string {
 	files := map[string]string{signingKeys: c.sealPath(signingKeys), markKeyFile: c.sealPath(markKeyFile)}
-	if path := strings.TrimPrefix(c.RootKey, "file://"); !strings.Contains(path, "://") {
+	if path, ok := keyring.RootFile(c.RootKey); ok {
 		files[rootKeyFile] = path
 	}
 	return files

@@ -77,8 +77,9 @@ func (b *buffer) String() string {
 // launch starts an instance with some configuration, and waits until it is ready.
 func launch(t testing.TB, env ...string) *instance {
 	t.Helper()
-	// The private database's own account has to pass through the directory.
-	dir, err := os.MkdirTemp("", "postbook-e2e-")
+	// The private database's own account has to pass through the directory, whose name
+	// is one that a shell, a pattern or an address would take apart.
+	dir, err := os.MkdirTemp("", "postbook e2e [1] %25 *")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,6 +40,10 @@ func witness(t *testing.T, dir, platform string) (url, key string) {
 	if err := json.NewDecoder(out).Decode(&facts); err != nil {
 		t.Fatal(err)
 	}
+	again, err := exec.Command(binary, "witness", "--addr", "127.0.0.1:0", "--dir", dir, platform).CombinedOutput()
+	if err == nil || !strings.Contains(string(again), "already") {
+		t.Errorf("a second witness in the same folder: %v, %s", err, again)
+	}
 	return facts.URL, facts.Key
 }
 

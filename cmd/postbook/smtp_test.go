@@ -143,12 +143,13 @@ func TestSubmissionsThatAreUnusual(t *testing.T) {
 // received is the message of an email as the sandbox got it.
 func (i *instance) received(t *testing.T, email string) string {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(i.dir, "sandbox", "new", "*"))
+	folder := filepath.Join(i.dir, "sandbox", "new")
+	files, err := os.ReadDir(folder)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range files {
-		raw, err := os.ReadFile(f)
+		raw, err := os.ReadFile(filepath.Join(folder, f.Name()))
 		if err != nil {
 			t.Fatal(err)
 		}

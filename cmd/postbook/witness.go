@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"postbook.dev/postbook/seal"
@@ -28,6 +29,15 @@ func (c witnessCommand) Run(ctx context.Context, out output) error {
 	if err != nil {
 		return err
 	}
+	// Two that share a folder could sign two pasts of one log.
+	lock, err := seal.LockFile(filepath.Join(c.Dir, ".lock"))
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return fmt.Errorf("a witness runs in %s already: give this one a --dir of its own: %w", c.Dir, err)
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	handler, err := seal.NewWitnessServer(c.Dir, keys.Signing(time.Now())[0], c.Logs)
 	if err != nil {
 		return err

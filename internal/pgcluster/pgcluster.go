@@ -121,14 +121,15 @@ func binaries() (string, error) {
 func (c *Cluster) data() string { return filepath.Join(c.dir, "data") }
 
 // directories makes the cluster's directory, and a place for its socket. The
-// path of a socket is limited to 107 bytes (unix(7)), so a deep directory gets
-// one among the temporary files, which only its owner may enter.
+// path of a socket is limited to 107 bytes (unix(7)), and stands in lists, so a deep
+// directory, or one with a comma or a quote in its name, gets one among the temporary
+// files, which only its owner may enter.
 func (c *Cluster) directories() error {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return fmt.Errorf("pgcluster: make the directory: %w", err)
 	}
 	c.socket = c.dir
-	if len(c.dir)+len("/.s.PGSQL.5432") > 100 {
+	if len(c.dir)+len("/.s.PGSQL.5432") > 100 || strings.ContainsAny(c.dir, `,"`) {
 		sum := sha256.Sum256([]byte(c.dir))
 		c.socket = filepath.Join(os.TempDir(), "postbook-"+hex.EncodeToString(sum[:8]))
 		if err := os.Mkdir(c.socket, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -301,7 +302,8 @@ func (c *Cluster) URL(database, user string) string {
 	}
 	u := url.URL{
 		Scheme: "postgres", User: url.UserPassword(user, password), Path: "/" + database,
-		RawQuery: url.Values{"host": {c.socket}, "sslmode": {"disable"}}.Encode(),
+		// pgx takes a plus sign for itself, and not for a space.
+		RawQuery: "sslmode=disable&host=" + strings.ReplaceAll(url.QueryEscape(c.socket), "+", "%20"),
 	}
 	return u.String()
 }
