@@ -22,7 +22,7 @@ build: ## Build bin/postbook
 .PHONY: test
 test: need-test ## Run all tests, on real PostgreSQL, NATS, DNS, SMTP and a browser (minutes)
 	go vet $(PKGS)
-	go test -json -timeout 12m $(PKGS) | go run ./internal/testcount
+	go test -json -timeout 14m $(PKGS) | go run ./internal/testcount
 
 .PHONY: test-race
 test-race: need-test ## Run all tests with the race detector, in the program that they start as well
