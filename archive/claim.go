@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"postbook.dev/postbook/eventstore"
@@ -60,12 +61,16 @@ func (a *Archiver) others(c claim, next uint64) bool {
 	return c.First == next && c.By != a.name() && a.Now().Sub(c.At) < abandoned
 }
 
-func (a *Archiver) name() string {
-	host, err := os.Hostname()
+func (a *Archiver) name() string { return host() + ":" + a.Lock }
+
+// host tells hosts apart that write into one archive. Where two are called the same
+// they may write one segment at once, to the same end.
+func host() string {
+	name, err := os.Hostname()
 	if err != nil {
-		host = "unknown" // then two hosts may write one segment, to the same end
+		return "unknown"
 	}
-	return host + ":" + a.Lock
+	return filepath.Base(name)
 }
 
 // claim puts a claim to a segment in the place of c.

@@ -14,18 +14,18 @@ import (
 // halting is a place at which whoever uses it first stops for a moment.
 type halting struct {
 	archive.Place
-	before, after func(step string)
+	at func(step string)
 }
 
 func (h halting) Put(ctx context.Context, name string, data []byte) error {
-	h.before(filepath.Ext(name))
+	h.at(filepath.Ext(name))
 	return h.Place.Put(ctx, name, data)
 }
 
 func (h halting) List(ctx context.Context, prefix string) ([]archive.Object, error) {
 	all, err := h.Place.List(ctx, prefix)
 	if strings.Contains(prefix, mail) {
-		h.after("list")
+		h.at("list")
 	}
 	return all, err
 }
@@ -57,17 +57,16 @@ func TestTwoHostsMakeOneArchive(t *testing.T) {
 					<-goOn
 				}
 			}
-			never := func(string) {}
 			first := i.archiver(t, func(conf *archive.Config) {
 				conf.Claims, conf.SegmentAge = claims, time.Nanosecond
 				conf.Mine = func(log string) bool { return log == mail }
-				conf.Archive = archive.New(halting{must(archive.Open(i.place))(t), stop, stop}, i.keys.Instance)
+				conf.Archive = archive.New(halting{must(archive.Open(i.place))(t), stop}, i.keys.Instance)
 			})
 			second := i.archiver(t, func(conf *archive.Config) {
 				conf.Claims, conf.SegmentEntries = claims, 1000
 				conf.Mine = func(log string) bool { return log == mail }
 				conf.Lock, conf.Record = conf.Lock+".second", conf.Record+".second"
-				conf.Archive = archive.New(halting{must(archive.Open(i.place))(t), never, never}, i.keys.Instance)
+				conf.Archive = archive.New(must(archive.Open(i.place))(t), i.keys.Instance)
 				conf.Now = func() time.Time { return time.Now().Add(c.late) }
 			})
 			ended := make(chan error, 1)

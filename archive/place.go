@@ -59,10 +59,7 @@ type directory string
 
 // unfinished is the name of a file that is being written, in each folder. One
 // process of a host writes at a time.
-func unfinished() (string, error) {
-	host, err := os.Hostname()
-	return ".unfinished-" + filepath.Base(host), err
-}
+func unfinished() string { return ".unfinished-" + host() }
 
 func (d directory) String() string { return string(d) }
 
@@ -83,11 +80,7 @@ func (d directory) put(name string, data []byte) error {
 	if err := d.make(path.Dir(name)); err != nil {
 		return err
 	}
-	beside, err := unfinished()
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(filepath.Join(folder, beside), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(filepath.Join(folder, unfinished()), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

@@ -305,8 +305,8 @@ func TestARootKeyThatOthersMayReadIsRefused(t *testing.T) {
 
 // A file is where its path says, also where an address would end or be decoded.
 func TestARootKeyIsInTheFolderThatWasNamed(t *testing.T) {
-	for _, prefix := range []string{"", "file://"} {
-		path := filepath.Join(t.TempDir(), "mail #1 %25?", "root.key")
+	for _, prefix := range []string{"", "file:", "file://"} {
+		path := filepath.Join(t.TempDir(), "mail #1:2 %25?", "root.key")
 		if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -320,7 +320,7 @@ func TestARootKeyIsInTheFolderThatWasNamed(t *testing.T) {
 }
 
 func TestUnknownLocationsOfTheRootKeyAreRefused(t *testing.T) {
-	for _, location := range []string{"aws-kms://key", "vault+http://vault.example/v1/transit/k", "vault+https://host"} {
+	for _, location := range []string{"aws-kms://key", "aws-kms:key", "vault+http://vault.example/v1/transit/k", "vault+https://host"} {
 		if _, err := OpenRoot(t.Context(), location); err == nil {
 			t.Errorf("%s was taken", location)
 		}

@@ -57,10 +57,14 @@ func OpenRoot(_ context.Context, location string) (Root, error) {
 }
 
 // RootFile is the path of the file that a location of OpenRoot names, as it is
-// written: with file:// too, a percent sign or a hash is part of it.
+// written: with file:// too, a percent sign or a hash is part of it. What begins with
+// another scheme names none.
 func RootFile(location string) (path string, ok bool) {
-	path = strings.TrimPrefix(location, "file://")
-	return path, !strings.Contains(path, "://")
+	if path, ok = strings.CutPrefix(location, "file:"); ok {
+		return strings.TrimPrefix(path, "//"), true
+	}
+	scheme, _, colon := strings.Cut(location, ":")
+	return location, !colon || strings.Contains(scheme, "/")
 }
 
 // vaultRoot is a key in the transit engine of Vault or OpenBao, which never
