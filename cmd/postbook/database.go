@@ -117,7 +117,8 @@ func (s *server) keepCluster(ctx context.Context) error {
 			return ctx.Err()
 		}
 		s.log.Error("the database server has ended; it is started again")
-		for s.startCluster(ctx) != nil {
+		for err := s.startCluster(ctx); err != nil; err = s.startCluster(ctx) {
+			s.log.Error("the database server does not start; it is tried again", "error", err)
 			select {
 			case <-time.After(time.Second):
 			case <-ctx.Done():

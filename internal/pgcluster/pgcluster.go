@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -66,7 +67,11 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 		return nil, fmt.Errorf("pgcluster: %w", err)
 	}
 	c := &Cluster{dir: dir, done: make(chan struct{}), log: o.Log}
-	if c.bin, err = binaries(); err != nil {
+	all, err := installed()
+	if err != nil {
+		return nil, err
+	}
+	if c.bin, err = choose(all, c.data()); err != nil {
 		return nil, err
 	}
 	if c.as, err = serverAccount(); err != nil {
@@ -90,33 +95,73 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	return c, nil
 }
 
-// binaries finds the newest installed server.
-func binaries() (string, error) {
+// server is an installed PostgreSQL.
+type server struct {
+	major int // version
+	bin   string
+}
+
+// installed lists the servers on this machine.
+func installed() ([]server, error) {
 	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
 	if err != nil {
-		return "", fmt.Errorf("pgcluster: %w", err)
+		return nil, fmt.Errorf("pgcluster: %w", err)
 	}
-	best, bin := 0, ""
+	var all []server
 	for _, path := range found {
-		dir := filepath.Dir(path)
-		if v, err := strconv.Atoi(filepath.Base(filepath.Dir(dir))); err == nil && v > best {
-			best, bin = v, dir
+		bin := filepath.Dir(path)
+		if major, err := strconv.Atoi(filepath.Base(filepath.Dir(bin))); err == nil {
+			all = append(all, server{major, bin})
 		}
 	}
-	if bin != "" {
-		return bin, nil
+	if len(all) > 0 {
+		return all, nil
 	}
-	if path, err := exec.LookPath("postgres"); err == nil {
-		return filepath.Dir(path), nil
-	}
-	if out, err := exec.Command("pg_config", "--bindir").Output(); err == nil {
-		dir := strings.TrimSpace(string(out))
-		if _, err := os.Stat(filepath.Join(dir, "postgres")); err == nil {
-			return dir, nil
+	path, err := exec.LookPath("postgres")
+	if err != nil {
+		out, err := exec.Command("pg_config", "--bindir").Output()
+		if err != nil {
+			return nil, nil //nolint:nilerr // there is none
 		}
+		path = filepath.Join(strings.TrimSpace(string(out)), "postgres")
 	}
-	return "", errors.New("PostgreSQL's server is not installed: on Debian, `apt-get install postgresql`; or set POSTBOOK_DATABASE_URL to a server elsewhere")
+	out, err := exec.Command(path, "--version").Output() // postgres (PostgreSQL) 15.14
+	if err != nil {
+		return nil, nil //nolint:nilerr // it is none
+	}
+	version := strings.TrimPrefix(string(out), "postgres (PostgreSQL) ")
+	major, err := strconv.Atoi(version[:len(version)-len(strings.TrimLeft(version, "0123456789"))])
+	if err != nil {
+		return nil, fmt.Errorf("pgcluster: %s says that it is %q", path, strings.TrimSpace(string(out)))
+	}
+	return []server{{major, filepath.Dir(path)}}, nil
 }
+
+// choose finds the programs for a cluster: those of the version that made it, which no
+// other can read, or for a new one the newest.
+func choose(all []server, data string) (bin string, err error) {
+	if len(all) == 0 {
+		return "", errors.New("PostgreSQL's server is not installed: on Debian, `apt-get install postgresql`; or set POSTBOOK_DATABASE_URL to a server elsewhere")
+	}
+	newest := slices.MaxFunc(all, func(a, b server) int { return a.major - b.major })
+	version, err := os.ReadFile(filepath.Join(data, versionFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return newest.bin, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("pgcluster: which version made the cluster: %w", err)
+	}
+	made := strings.TrimSpace(string(version))
+	for _, s := range all {
+		if strconv.Itoa(s.major) == made {
+			return s.bin, nil
+		}
+	}
+	return "", fmt.Errorf("%s was made by PostgreSQL %s, and installed is %d: install version %s beside it, or remove the folder, and it is made again from the log", data, made, newest.major, made)
+}
+
+// versionFile says which version of PostgreSQL made a cluster.
+const versionFile = "PG_VERSION"
 
 func (c *Cluster) data() string { return filepath.Join(c.dir, "data") }
 
@@ -144,12 +189,15 @@ func (c *Cluster) directories() error {
 			return fmt.Errorf("pgcluster: %s is not ours alone: remove it", c.socket)
 		}
 	}
-	return c.as.own(c.dir, c.socket)
+	if err := c.as.own(c.dir, c.socket); err != nil {
+		return err
+	}
+	return c.as.reach(c.dir)
 }
 
 // create makes a new cluster, complete or not at all.
 func (c *Cluster) create(ctx context.Context) error {
-	if _, err := os.Stat(filepath.Join(c.data(), "PG_VERSION")); err == nil {
+	if _, err := os.Stat(filepath.Join(c.data(), versionFile)); err == nil {
 		return nil
 	}
 	fresh := filepath.Join(c.dir, "new")

@@ -142,3 +142,71 @@ func TestStoppingIsQuickAndComplete(t *testing.T) {
 		t.Fatal("the server still runs")
 	}
 }
+
+// A cluster stays with the version that made it, whichever was installed since.
+func TestTheVersionOfTheClusterIsTaken(t *testing.T) {
+	data := t.TempDir()
+	all := []server{{15, "/fifteen"}, {17, "/seventeen"}, {9, "/nine"}}
+	for _, c := range []struct {
+		made      string
+		installed []server
+		bin       string
+		refused   string
+	}{
+		{"", all, "/seventeen", ""},
+		{"15\n", all, "/fifteen", ""},
+		{"16\n", all, "", "was made by PostgreSQL 16, and installed is 17"},
+		{"", nil, "", "PostgreSQL's server is not installed"},
+	} {
+		version := filepath.Join(data, versionFile)
+		if c.made == "" {
+			_ = os.Remove(version)
+		} else if err := os.WriteFile(version, []byte(c.made), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		bin, err := choose(c.installed, data)
+		if bin != c.bin || (err != nil) != (c.refused != "") || err != nil && !strings.Contains(err.Error(), c.refused) {
+			t.Errorf("made by %q, with %v: %q, %v; want %q, %q", c.made, c.installed, bin, err, c.bin, c.refused)
+		}
+	}
+}
+
+// Root in a container mostly may not pass through directories that are closed to it,
+// nor let others: the server runs all the same where its directory lies in one of ours,
+// and says what it cannot enter where it lies below somebody else's.
+func TestRootWithoutAllCapabilities(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root has capabilities to be without")
+	}
+	open, err := os.MkdirTemp("", "pgcluster") // a test's own is closed to others
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(open) })
+	if err := os.Chmod(open, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]string{
+		filepath.Join(open, "data", "postgres"):           "up ",
+		filepath.Join(open, "closed", "data", "postgres"): "who may not enter " + filepath.Join(open, "closed") + ":",
+	} {
+		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search", os.Args[0])
+		cmd.Env = append(os.Environ(), "PGCLUSTER_TEST_DIR="+dir)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		line, err := bufio.NewReader(out).ReadString('\n')
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if err != nil || !strings.Contains(line, want) {
+			t.Errorf("in %s it said %q, %v; want %q", dir, line, err, want)
+		}
+	}
+}
