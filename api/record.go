@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -16,7 +17,8 @@ import (
 
 // A recorder writes access events. Those that arrive while it writes are written
 // together, so that the record of a busy account costs little more than that of
-// a quiet one.
+// a quiet one. What cannot be written while the log is away is kept, and written
+// when it is back.
 type recorder struct {
 	store *eventstore.Store
 	log   *slog.Logger
@@ -39,7 +41,8 @@ type entry struct {
 const (
 	recordQueue     = 4096 // records in memory
 	recordBatch     = 256  // records in one message
-	strangersAtMost = 50   // records of requests without a valid key, each second: an attacker may not fill the log
+	recordAgain     = time.Second
+	strangersAtMost = 50 // records of requests without a valid key, each second: an attacker may not fill the log
 )
 
 func newRecorder(store *eventstore.Store, log *slog.Logger) *recorder {
@@ -115,50 +118,115 @@ func (r *recorder) admit(now time.Time) bool {
 	return r.strangers <= strangersAtMost
 }
 
+// together is records of one account that are written in one message. It stays as it is
+// when it is tried again: the log knows a message by the first record in it.
+type together struct {
+	account string
+	commits []eventstore.Commit
+	sync    bool
+	waiting []chan<- error // of all of them, or empty
+}
+
 func (r *recorder) run() {
 	defer close(r.done)
-	for first := range r.queue {
-		batch := []entry{first}
-		for len(batch) < recordBatch {
-			select {
-			case next, ok := <-r.queue:
-				if ok {
-					batch = append(batch, next)
-					continue
-				}
-			default:
-			}
-			break
+	var left []*together
+	for open := true; open; {
+		var again <-chan time.Time
+		if len(left) > 0 {
+			again = time.After(recordAgain)
 		}
-		r.write(batch)
+		select {
+		case first, more := <-r.queue:
+			if open = more; more {
+				left = append(sorted(r.gather(first)), left...)
+			}
+		case <-again:
+		}
+		left = r.write(left)
+	}
+	for _, t := range left {
+		r.log.Error("access is not on record", "account", t.account, "count", len(t.commits))
 	}
 }
 
-func (r *recorder) write(batch []entry) {
-	accounts := map[string][]entry{}
-	for _, e := range batch {
-		accounts[e.account] = append(accounts[e.account], e)
+// gather takes what is in the queue behind an entry.
+func (r *recorder) gather(first entry) []entry {
+	batch := []entry{first}
+	for len(batch) < recordBatch {
+		select {
+		case next, ok := <-r.queue:
+			if !ok {
+				return batch
+			}
+			batch = append(batch, next)
+		default:
+			return batch
+		}
 	}
-	for account, entries := range accounts {
-		commits := make([]eventstore.Commit, len(entries))
-		sync := false
-		for i, e := range entries {
-			commits[i] = e.commit
-			sync = sync || e.sync
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		err := r.store.Record(ctx, eventstore.Access, account, commits, sync)
-		cancel()
-		if err != nil {
-			r.log.Error("access is not on record", "account", account, "count", len(entries), "error", err)
-			err = fmt.Errorf("put access on record: %w", err)
-		}
-		for _, e := range entries {
-			if e.written != nil {
-				e.written <- err
+	return batch
+}
+
+// sorted puts entries into messages: those that somebody waits for first, and apart.
+func sorted(entries []entry) []*together {
+	type kind struct {
+		account string
+		waited  bool
+	}
+	known := map[kind]*together{}
+	var waited, others []*together
+	for _, e := range entries {
+		k := kind{e.account, e.written != nil}
+		t := known[k]
+		if t == nil {
+			t = &together{account: e.account}
+			known[k] = t
+			if k.waited {
+				waited = append(waited, t)
+			} else {
+				others = append(others, t)
 			}
 		}
+		t.commits, t.sync = append(t.commits, e.commit), t.sync || e.sync
+		if k.waited {
+			t.waiting = append(t.waiting, e.written)
+		}
 	}
+	return append(waited, others...)
+}
+
+// write returns what the log was not there to take, and nobody waits for. Whoever waits
+// is told, and has not been answered yet.
+func (r *recorder) write(all []*together) (left []*together) {
+	kept := 0 // records
+	for _, t := range all {
+		err := eventstore.ErrUnavailable
+		if len(left) == 0 || len(t.waiting) > 0 {
+			err = r.writeOne(t)
+		}
+		for _, waiting := range t.waiting {
+			waiting <- err
+		}
+		switch {
+		case err == nil:
+		case len(t.waiting) == 0 && errors.Is(err, eventstore.ErrUnavailable) && kept+len(t.commits) <= recordQueue:
+			if len(left) == 0 {
+				r.log.Warn("access is not on record yet; it is tried again", "account", t.account, "error", err)
+			}
+			left, kept = append(left, t), kept+len(t.commits)
+		default:
+			r.log.Error("access is not on record", "account", t.account, "count", len(t.commits), "error", err)
+		}
+	}
+	return left
+}
+
+func (r *recorder) writeOne(t *together) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := r.store.Record(ctx, eventstore.Access, t.account, t.commits, t.sync); err != nil {
+		return fmt.Errorf("put access on record: %w", err)
+	}
+	return nil
 }
 
 func stack() string { return string(debug.Stack()) }

@@ -26,6 +26,8 @@ type vault struct {
 
 	mu     sync.Mutex
 	opened map[opening]*unsealed
+
+	unwritten map[string][]eventstore.Commit // by account; of flush alone
 }
 
 type opening struct {
@@ -126,27 +128,41 @@ func (v *vault) run(ctx context.Context) error {
 	}
 }
 
+// flush writes what was counted. What cannot be written now is written by the next
+// call, before what is counted meanwhile: as the same commits, so that they are there
+// once if the log has them already.
 func (v *vault) flush(ctx context.Context) {
+	if !v.write(ctx) {
+		return
+	}
 	v.mu.Lock()
 	opened := v.opened
 	v.opened = map[opening]*unsealed{}
 	v.mu.Unlock()
-	byAccount := map[string][]eventstore.Commit{}
+	v.unwritten = map[string][]eventstore.Commit{}
 	for key, u := range opened {
 		by := u.by
 		id := uuid.Must(uuid.NewV7())
 		by.Causation, by.Command = by.Command, id
-		byAccount[key.account] = append(byAccount[key.account], eventstore.Commit{
+		v.unwritten[key.account] = append(v.unwritten[key.account], eventstore.Commit{
 			Stream: domain.Stream{Account: key.account, Kind: "access", ID: id.String()},
 			By:     by,
 			Events: []domain.Event{access.Unsealed{Class: key.class, Purpose: string(by.Via), Count: u.count}},
 		})
 	}
-	for account, commits := range byAccount {
+	v.write(ctx)
+}
+
+// write reports whether everything is written.
+func (v *vault) write(ctx context.Context) bool {
+	for account, commits := range v.unwritten {
 		if err := v.store.Record(ctx, eventstore.Access, account, commits, false); err != nil {
 			v.log.Error("openings of sealed data are not on record", "account", account, "error", err)
+			continue
 		}
+		delete(v.unwritten, account)
 	}
+	return len(v.unwritten) == 0
 }
 
 // openRing opens the keys of a log: those of a server, and those of a command
