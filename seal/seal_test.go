@@ -414,17 +414,7 @@ func TestWhatShouldHaveBeenSealed(t *testing.T) {
 		"nobody is to be sealing":    {at.Add(time.Minute), time.Time{}, false},
 	} {
 		v := Verification{Log: "LEDGER", Dir: dir, Origin: l.Newest().Origin, Trusted: trusting(t, k), Now: c.now}
-		report, err := v.Verify(t.Context(), func(_ context.Context, each func([]Sum) error) error {
-			sums := make([]Sum, 4)
-			for n := range sums {
-				e := entry(uint64(n+1), fmt.Sprint("body ", n+1))
-				sums[n] = Sum{Seq: e.Seq, Time: c.recorded, Hash: e.Hash()}
-			}
-			return each(sums)
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		report := must(v.Verify(t.Context(), sumsOf(4, c.recorded)))(t)
 		if got := len(report.Findings) == 1 && report.Findings[0].Kind == Stale && report.Findings[0].Seq == 4; got != c.stale || !c.stale && !report.OK() {
 			t.Errorf("%s: %v", name, report.Findings)
 		}
@@ -438,5 +428,43 @@ func TestSealedLogsAreFoundInAnyFolder(t *testing.T) {
 	must(0, os.Mkdir(filepath.Join(dir, "else"), 0o700))(t)
 	if logs := must(Logs(dir))(t); !slices.Equal(logs, []string{"LEDGER"}) {
 		t.Errorf("%v are sealed; want LEDGER", logs)
+	}
+}
+
+// A head of another history that the processes share is found, also one that is no
+// newer than the folder's: whoever signed it has signed two.
+func TestASharedHeadOfAnotherHistoryIsFound(t *testing.T) {
+	k, dir := keys(t), t.TempDir()
+	l := sealed(t, dir, k, 5)
+	defer l.Close()
+	verify := func(shared []byte) *Report {
+		t.Helper()
+		v := Verification{Log: "LEDGER", Dir: dir, Origin: l.Newest().Origin, Trusted: trusting(t, k), Shared: shared}
+		return must(v.Verify(t.Context(), sumsOf(5, now)))(t)
+	}
+	if r := verify(l.Newest().Note); !r.OK() || r.Copies != 0 {
+		t.Errorf("its own head: %+v", r)
+	}
+	other := must(OpenLog(t.TempDir(), "LEDGER", k))(t)
+	defer other.Close()
+	for _, n := range []uint64{3, 5} {
+		for other.Next() <= n {
+			must(0, other.Add(entry(other.Next(), "another body")))(t)
+		}
+		must(0, other.Sign(now))(t)
+		if r := verify(other.Newest().Note); len(r.Findings) != 1 || r.Findings[0].Kind != Rewritten {
+			t.Errorf("another head of %d entries: %v", n, r.Findings)
+		}
+	}
+}
+
+// sumsOf hands over the first n entries, which were recorded at a time.
+func sumsOf(n uint64, recorded time.Time) func(context.Context, func([]Sum) error) error {
+	return func(_ context.Context, each func([]Sum) error) error {
+		var sums []Sum
+		for seq := uint64(1); seq <= n; seq++ {
+			sums = append(sums, Sum{Seq: seq, Time: recorded, Hash: entry(seq, fmt.Sprint("body ", seq)).Hash()})
+		}
+		return each(sums)
 	}
 }

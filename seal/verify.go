@@ -119,10 +119,13 @@ func (v Verification) Verify(ctx context.Context, sums func(ctx context.Context,
 	own := c
 	if v.Shared != nil {
 		shared, err := v.Trusted.Open(v.Origin, v.Shared)
-		if err != nil {
+		switch {
+		case err != nil:
 			r.found(Unsealed, 0, "the head that the processes share: %s", err)
-		} else if shared.Size > c.Size {
+		case shared.Size > c.Size:
 			c = shared // this host's folder has lagged behind
+		default:
+			v.Copies = append(slices.Clone(v.Copies), Copy{Place: "the cluster", Note: v.Shared, Here: true})
 		}
 	}
 	r.Sealed, r.SealedAt, r.Witnesses = c.Size, c.At, c.Witnesses
