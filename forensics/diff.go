@@ -2,6 +2,7 @@ package forensics
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -241,7 +242,9 @@ func (r *Replay) diffEmails(ctx context.Context, d *Difference, a, b *State, mos
 	for move, n := range moves {
 		d.Moves = append(d.Moves, Move{move[0], move[1], n})
 	}
-	slices.SortFunc(d.Moves, func(a, b Move) int { return b.Emails - a.Emails })
+	slices.SortFunc(d.Moves, func(a, b Move) int {
+		return cmp.Or(b.Emails-a.Emails, strings.Compare(a.From, b.From), strings.Compare(a.To, b.To))
+	})
 	b.newestFirst(changed)
 	d.More = max(0, len(changed)-most)
 	for _, at := range changed[:min(most, len(changed))] {

@@ -10,10 +10,14 @@ import (
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/account"
 	"postbook.dev/postbook/domain/apikey"
+	"postbook.dev/postbook/domain/backup"
 	"postbook.dev/postbook/domain/email"
+	"postbook.dev/postbook/domain/kek"
 	"postbook.dev/postbook/domain/member"
 	"postbook.dev/postbook/domain/name"
+	"postbook.dev/postbook/domain/partitioning"
 	"postbook.dev/postbook/domain/readmodel"
+	"postbook.dev/postbook/domain/retention"
 	"postbook.dev/postbook/domain/seal"
 	"postbook.dev/postbook/domain/sender"
 	"postbook.dev/postbook/domain/staff"
@@ -30,15 +34,19 @@ type History struct {
 
 // states says how the events of each kind are folded into a state.
 var states = map[string]func([]domain.Recorded) any{
-	"account":   stateOf(account.Decider),
-	"apikey":    stateOf(apikey.Decider),
-	"email":     stateOf(email.Decider),
-	"member":    stateOf(member.Decider),
-	"name":      stateOf(name.Decider),
-	"readmodel": stateOf(readmodel.Decider),
-	"seal":      stateOf(seal.Decider),
-	"sender":    stateOf(sender.Decider),
-	"staff":     stateOf(staff.Decider),
+	"account":      stateOf(account.Decider),
+	"apikey":       stateOf(apikey.Decider),
+	"backup":       stateOf(backup.Decider),
+	"email":        stateOf(email.Decider),
+	"kek":          stateOf(kek.Decider),
+	"member":       stateOf(member.Decider),
+	"name":         stateOf(name.Decider),
+	"partitioning": stateOf(partitioning.Decider),
+	"readmodel":    stateOf(readmodel.Decider),
+	"retention":    stateOf(retention.Decider),
+	"seal":         stateOf(seal.Decider),
+	"sender":       stateOf(sender.Decider),
+	"staff":        stateOf(staff.Decider),
 }
 
 func stateOf[S any, C domain.Command, E domain.Event](d domain.Decider[S, C, E]) func([]domain.Recorded) any {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -20,7 +22,9 @@ import (
 
 	"postbook.dev/postbook/domain/account"
 	"postbook.dev/postbook/domain/apikey"
+	"postbook.dev/postbook/domain/catalogue"
 	"postbook.dev/postbook/domain/email"
+	"postbook.dev/postbook/domain/retention"
 	"postbook.dev/postbook/eventstore"
 	"postbook.dev/postbook/internal/testenv"
 )
@@ -168,6 +172,31 @@ func TestABlockBeforeBetweenAndAfter(t *testing.T) {
 	}
 	if _, err := r.Diff(t.Context(), after, while, 10); !errors.Is(err, ErrOrder) {
 		t.Errorf("backwards: %v", err)
+	}
+}
+
+// Whether data was on hold at some moment is asked as who was blocked is.
+func TestAHoldBeforeAndAfter(t *testing.T) {
+	w := newWorld(t, 6)
+	r := NewReplay(w.store, nil)
+	of, hold := retention.Stream("acme"), uuid.New()
+	placed := w.append(of, retention.HoldPlaced{Hold: hold, Recipient: "index"})
+	w.append(of, retention.HoldLifted{Hold: hold, Recipient: "index"})
+	for when, want := range map[string]map[uuid.UUID]string{placed[0].ID.String(): {hold: "index"}, "now": {}} {
+		h := must(r.Aggregate(t.Context(), must(r.Resolve(t.Context(), when))(t), of))(t)
+		if state, ok := h.State.(retention.State); !ok || !maps.Equal(state.Holds, want) {
+			t.Errorf("as of %s the state is %+v, want the holds %v", when, h.State, want)
+		}
+	}
+}
+
+// Every kind of aggregate has a state that is told. Its package has its kind's name.
+func TestEachAggregateHasItsState(t *testing.T) {
+	for _, f := range catalogue.Registry().Facts() {
+		kind := path.Base(f.Go.PkgPath())
+		if kind != "access" && states[kind] == nil { // which is no aggregate: it decides nothing
+			t.Errorf("there is no state of a %s, which %s happens to", kind, f.Type)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -166,12 +167,7 @@ func (c *check) report() Report {
 			c.problem(id.String(), "it has no final state, and expired at %s", m.state.Expires.UTC().Format(time.RFC3339))
 		}
 	}
-	slices.SortFunc(c.found.Problems, func(a, b Problem) int {
-		if a.Email < b.Email {
-			return -1
-		}
-		return 1
-	})
+	slices.SortStableFunc(c.found.Problems, func(a, b Problem) int { return strings.Compare(a.Email, b.Email) })
 	return c.found
 }
 
