@@ -62,9 +62,12 @@ func (s *Store) Follow(ctx context.Context, f Following, apply func(context.Cont
 }
 
 // What is read ahead is bounded by its bytes as well, and so is what is handed over
-// at once: one entry may hold a hundred emails, or be large content.
+// at once: one entry may hold a hundred emails, or be large content. All that follow
+// logs share a connection, which a server ends when more than 64 MiB wait in it
+// (max_pending): so each has a small part of that. With eight times as much ahead a
+// rebuild was no faster.
 const (
-	maxAhead      = 16 << 20
+	maxAhead      = 2 * maxMessage // at least one
 	maxBatchBytes = 8 << 20
 )
 

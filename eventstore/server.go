@@ -33,6 +33,9 @@ const (
 
 	// maxMessage bounds one message, in bytes: the server's own default.
 	maxMessage = 1 << 20
+	// maxPending is how much may wait in a connection, in bytes: what is read ahead of
+	// a log with more partitions than most have.
+	maxPending = 256 << 20
 
 	startTimeout = 2 * time.Minute // a large log that was not closed cleanly is read through
 )
@@ -91,6 +94,7 @@ func (e *embedded) start(c Config) (err error) {
 		NoSigs:                 true,
 		DisableJetStreamBanner: true,
 		MaxPayload:             maxMessage,
+		MaxPending:             maxPending,
 		JetStream:              true,
 		StoreDir:               c.Dir,
 		JetStreamMaxMemory:     64 << 20,
