@@ -21,7 +21,7 @@ import (
 func TestManyFollowersKeepTheirConnection(t *testing.T) {
 	t.Parallel()
 	host := open(t)
-	const followers, entries = 40, 100
+	const followers, entries = 24, 100
 	for n := range entries {
 		size := 100 << 10
 		if n%7 == 0 {

@@ -50,14 +50,17 @@ func (s *Store) Append(ctx context.Context, c Commit, expected uint64) (held []d
 	case p.err != nil && s.Err() != nil:
 		return nil, fmt.Errorf("eventstore: append to %s: %w", c.Stream, p.err)
 	}
+	if p.err == nil {
+		if err := s.settleTwin(ctx, []int{0}, recorded, p); err != nil {
+			return nil, fmt.Errorf("eventstore: append to %s: %w", c.Stream, err)
+		}
+		return recorded[0], nil
+	}
 	held, err = s.heldAtTail(ctx, subject, recorded[0][0].ID)
-	switch {
-	case err == nil:
-		return held, nil
-	case p.err != nil:
+	if err != nil {
 		return nil, fmt.Errorf("eventstore: append to %s: %w", c.Stream, p.err)
 	}
-	return nil, fmt.Errorf("eventstore: append to %s: the command %s has been recorded elsewhere in the ledger, at %d; each aggregate needs a command of its own", c.Stream, c.By.Command, p.seq)
+	return held, nil
 }
 
 // heldAtTail returns the last commit on a subject if it begins with the event
@@ -204,9 +207,14 @@ func (s *Store) settle(ctx context.Context, written []packed, recorded [][]domai
 	return failed
 }
 
-// settleTwin finds the commits of a message that was recorded before.
+// settleTwin finds the commits of a message that was recorded before. A server that is
+// cut off from the others, and led them before, may not have it: for some seconds it
+// answers as if it still did.
 func (s *Store) settleTwin(ctx context.Context, places []int, recorded [][]domain.Recorded, p published) error {
 	held, err := s.Read(ctx, p.stream, p.seq)
+	if errors.Is(err, ErrNoEntry) {
+		err = fmt.Errorf("%w: one server has recorded it at %s %d, and another has not: %w", ErrUnavailable, p.stream, p.seq, err)
+	}
 	if err == nil {
 		err = held.Err
 	}
@@ -217,7 +225,7 @@ func (s *Store) settleTwin(ctx context.Context, places []int, recorded [][]domai
 		of, command := recorded[i][0].Stream, recorded[i][0].By.Command
 		events := held.Of(of)
 		if len(events) == 0 {
-			return fmt.Errorf("the command %s was recorded for %s and cannot be recorded for %s", command, held.Events[0].Stream, of)
+			return fmt.Errorf("the command %s was recorded for %s at %s %d, and %s needs a command of its own", command, held.Events[0].Stream, p.stream, p.seq, of)
 		}
 		recorded[i] = events
 	}

@@ -108,6 +108,11 @@ func TestAppendConflict(t *testing.T) {
 	if h := must(s.History(ctx, of))(t); len(h) != 1 {
 		t.Errorf("there are %d events, want the first alone", len(h))
 	}
+	// A server that is cut off does not have what the others do.
+	recorded := [][]domain.Recorded{again}
+	if err := s.settleTwin(ctx, []int{0}, recorded, published{seq: seq + 100, stream: Ledger, duplicate: true}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a commit that one server has and another has not: %v; want ErrUnavailable", err)
+	}
 	// One command for two aggregates would give two events one identity. The
 	// server would drop the second without a word.
 	second := issued(newKey())
