@@ -98,6 +98,9 @@ const (
 	codeNoResources jetstream.ErrorCode = 10023
 	codeNoQuorum    jetstream.ErrorCode = 10009
 	codeOffline     jetstream.ErrorCode = 10118
+
+	// A consumer was put on a server that is gone: another one may be put elsewhere.
+	codeConsumerOffline jetstream.ErrorCode = 10119
 )
 
 func notYet(err error) bool {
@@ -115,8 +118,8 @@ func notYet(err error) bool {
 
 // refusedForGood reports whether a server has answered, and will not answer otherwise.
 func refusedForGood(err error) bool {
-	_, answered := errors.AsType[*jetstream.APIError](err)
-	return answered && !notYet(err)
+	api, answered := errors.AsType[*jetstream.APIError](err)
+	return answered && !notYet(err) && api.ErrorCode != codeConsumerOffline
 }
 
 // watchServers moves each link to another server when the one that it is

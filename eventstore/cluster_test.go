@@ -515,3 +515,15 @@ func TestEpochsAreRead(t *testing.T) {
 		}
 	}
 }
+
+// A cluster may put a consumer on a server that is gone. Whoever follows a log asks for
+// another, which lies elsewhere, and does not end.
+func TestAConsumerOnALostServerIsNoEnd(t *testing.T) {
+	t.Parallel()
+	for code, forGood := range map[jetstream.ErrorCode]bool{codeConsumerOffline: false, codeOffline: false, codeNoLeader: false, jetstream.JSErrCodeStreamNotFound: true} {
+		err := fmt.Errorf("%w: follow MAIL_00: %w", ErrUnavailable, &jetstream.APIError{ErrorCode: code})
+		if got := refusedForGood(err); got != forGood {
+			t.Errorf("an answer %d is for good: %v, want %v", code, got, forGood)
+		}
+	}
+}
