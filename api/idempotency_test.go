@@ -20,7 +20,13 @@ import (
 
 func openStore(t *testing.T) *eventstore.Store {
 	t.Helper()
-	store, err := eventstore.Open(t.Context(), eventstore.Config{Dir: t.TempDir(), Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
+	return storeOf(t, eventstore.Config{Dir: t.TempDir()})
+}
+
+func storeOf(t *testing.T, c eventstore.Config) *eventstore.Store {
+	t.Helper()
+	c.Registry, c.Log = catalogue.Registry(), slog.New(slog.DiscardHandler)
+	store, err := eventstore.Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}

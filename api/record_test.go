@@ -10,7 +10,6 @@ import (
 
 	"postbook.dev/postbook/domain"
 	"postbook.dev/postbook/domain/access"
-	"postbook.dev/postbook/domain/catalogue"
 	"postbook.dev/postbook/eventstore"
 	"postbook.dev/postbook/internal/testenv"
 )
@@ -20,20 +19,16 @@ import (
 func TestAccessIsOnRecordAfterAServerWasLost(t *testing.T) {
 	t.Parallel()
 	cluster := testenv.StartNATSCluster(t)
-	store, err := eventstore.Open(t.Context(), eventstore.Config{URL: cluster.URL(), Registry: catalogue.Registry(), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = store.Close() })
+	store := storeOf(t, eventstore.Config{URL: cluster.URL()})
 	r := newRecorder(store, slog.New(slog.DiscardHandler))
 	const each = 20
-	paths := map[string]int{}
+	paths := map[string]bool{}
 	answer := func(wait bool) {
 		path := fmt.Sprint("/emails/", len(paths))
 		by := domain.Authority{Actor: domain.Actor{Kind: domain.APIKey, ID: "k"}, Account: "acme", Via: domain.ViaAPI, At: time.Now(), Command: newID()}
 		err := r.record(t.Context(), by, access.Answered{Route: "POST /emails", Method: "POST", Path: path, Status: 200}, wait)
 		if err == nil {
-			paths[path] = 0 // whoever waits is told if it is not
+			paths[path] = true // whoever waits is told if it is not
 		}
 	}
 	for n := range each {

@@ -33,6 +33,28 @@ func runUntilKilled(dir string) {
 	select {}
 }
 
+// killed runs a command that ends in runUntilKilled, kills it as soon as it has said
+// something, and returns that.
+func killed(t *testing.T, dir, name string, args ...string) string {
+	t.Helper()
+	parent := exec.Command(name, args...)
+	parent.Env = append(os.Environ(), "PGCLUSTER_TEST_DIR="+dir)
+	out, err := parent.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	_ = parent.Process.Kill()
+	_ = parent.Wait()
+	if err != nil {
+		t.Fatalf("the parent said %q, %v", line, err)
+	}
+	return line
+}
+
 func start(t *testing.T, dir string) *Cluster {
 	t.Helper()
 	c, err := Start(t.Context(), Options{Dir: dir, Fsync: true})
@@ -52,21 +74,9 @@ func TestDataIsThereAfterTheParentWasKilled(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	parent := exec.Command(os.Args[0])
-	parent.Env = append(os.Environ(), "PGCLUSTER_TEST_DIR="+dir)
-	out, err := parent.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	if line := killed(t, dir, os.Args[0]); !strings.HasPrefix(line, "up") {
+		t.Fatalf("the parent said %q", line)
 	}
-	if err := parent.Start(); err != nil {
-		t.Fatal(err)
-	}
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil || !strings.HasPrefix(line, "up") {
-		t.Fatalf("the parent said %q, %v", line, err)
-	}
-	_ = parent.Process.Kill()
-	_ = parent.Wait()
 
 	c := start(t, dir)
 	if err := c.Provision(t.Context(), "postbook"); err != nil {
@@ -193,20 +203,9 @@ func TestRootWithoutAllCapabilities(t *testing.T) {
 		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command("setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search", os.Args[0])
-		cmd.Env = append(os.Environ(), "PGCLUSTER_TEST_DIR="+dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		line, err := bufio.NewReader(out).ReadString('\n')
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if err != nil || !strings.Contains(line, want) {
-			t.Errorf("in %s it said %q, %v; want %q", dir, line, err, want)
+		line := killed(t, dir, "setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search", os.Args[0])
+		if !strings.Contains(line, want) {
+			t.Errorf("in %s it said %q; want %q", dir, line, want)
 		}
 	}
 }
