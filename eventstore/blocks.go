@@ -21,7 +21,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -63,21 +62,58 @@ type Blocks struct {
 // server that does not run.
 func OpenBlocks(dir, log string) (*Blocks, error) {
 	b := &Blocks{log: log, dir: blocksDir(dir, log)}
-	names, err := os.ReadDir(b.dir)
+	var err error
+	b.files, err = blockNumbers(b.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("eventstore: there is no log %s in %s: %w", log, dir, ErrNoEntry)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("eventstore: read the log %s: %w", log, err)
 	}
-	for _, e := range names {
-		number, ok := strings.CutSuffix(e.Name(), blockExtension)
-		if n, err := strconv.Atoi(number); ok && err == nil {
-			b.files = append(b.files, n)
+	return b, nil
+}
+
+// blockNumbers are the numbers of the block files in a directory, in order.
+func blockNumbers(dir string) ([]int, error) {
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var held []int
+	for _, n := range names {
+		number, ok := strings.CutSuffix(n.Name(), blockExtension)
+		if i, err := strconv.Atoi(number); ok && err == nil {
+			held = append(held, i)
 		}
 	}
-	sort.Ints(b.files)
-	return b, nil
+	slices.Sort(held)
+	return held, nil
+}
+
+// blockPath is the file of a block.
+func blockPath(dir string, number int) string {
+	return filepath.Join(dir, strconv.Itoa(number)+blockExtension)
+}
+
+// blockSum is the hash of a block's records.
+func blockSum(log string, number int) (hash.Hash64, error) {
+	key := sha256.Sum256(fmt.Appendf(nil, "%s-%d", log, number))
+	sum, err := highwayhash.New64(key[:])
+	if err != nil {
+		return nil, fmt.Errorf("eventstore: read a block of %s: %w", log, err)
+	}
+	return sum, nil
+}
+
+// lies reports whether an open file is still the one of its name: the server may have
+// removed or rewritten a block whose messages expired.
+func lies(f *os.File, path string) bool {
+	open, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := os.Stat(path)
+	return err == nil && os.SameFile(open, named)
 }
 
 // LogsAtRest lists the logs in the directory of an embedded server that carry
@@ -149,17 +185,13 @@ func (b *Blocks) load(n int) ([]byte, hash.Hash64, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("eventstore: read a block of %s: %w", b.log, err)
 	}
-	key := sha256.Sum256(fmt.Appendf(nil, "%s-%d", b.log, b.files[n]))
-	sum, err := highwayhash.New64(key[:])
-	if err != nil {
-		return nil, nil, fmt.Errorf("eventstore: read a block of %s: %w", b.log, err)
-	}
-	return data, sum, nil
+	sum, err := blockSum(b.log, b.files[n])
+	return data, sum, err
 }
 
 // path is the nth block file.
 func (b *Blocks) path(n int) string {
-	return filepath.Join(b.dir, strconv.Itoa(b.files[n])+blockExtension)
+	return blockPath(b.dir, b.files[n])
 }
 
 // record is the bytes of one record: head, and what follows it.

@@ -23,6 +23,11 @@ type Following struct {
 	StopAt    uint64        // end when this sequence was handed over, which has to be on the subjects; 0 follows for ever
 	Undecoded bool          // leave the events out, and give the header instead
 
+	// FromDisk reads the files of a log on this machine past its server, which then does
+	// nothing for this reader; Linger is how long it waits before it looks again. Entries
+	// are undecoded, and valid until apply returns. A log elsewhere is followed as ever.
+	FromDisk bool
+
 	// Brief, if it is set, reads of each event its type, time, aggregate and actor
 	// alone, and the data of the types that it reports: other events are the zero
 	// value of their type. Whoever folds a long log needs no more.
@@ -54,7 +59,11 @@ func (s *Store) Follow(ctx context.Context, f Following, apply func(context.Cont
 				return err
 			}
 		}
-		if f.After, err = s.followStream(ctx, f, apply); !errors.Is(err, errTrimmed) {
+		follow := s.followStream
+		if f.FromDisk && s.local != nil {
+			follow = s.followDisk
+		}
+		if f.After, err = follow(ctx, f, apply); !errors.Is(err, errTrimmed) {
 			return err
 		}
 	}

@@ -8,10 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -54,7 +51,7 @@ func newSyncer(dir string, fsync func(*os.File) error, fail func(error)) *syncer
 	y := &syncer{dir: dir, fsync: fsync, fail: fail, kick: make(chan struct{}, 1), ended: make(chan struct{})}
 	// What is written from now on lies in the newest block and its successors.
 	// Without an answer the first sync begins at the oldest.
-	if held, err := y.blocks(); err == nil && len(held) > 0 {
+	if held, err := blockNumbers(y.dir); err == nil && len(held) > 0 {
 		y.index = held[len(held)-1]
 	}
 	go y.run()
@@ -140,7 +137,7 @@ func (y *syncer) run() {
 // is no longer the newest was written to its end before its successor was
 // created, so it is synced once more and left.
 func (y *syncer) sync() error {
-	if y.block == nil || !y.current() {
+	if y.block == nil || !lies(y.block, y.path(y.index)) {
 		if err := y.reopen(); err != nil {
 			return err
 		}
@@ -167,22 +164,11 @@ func (y *syncer) sync() error {
 	}
 }
 
-// current reports whether the open file is still the block of its name: the
-// server may have removed or rewritten one whose messages expired.
-func (y *syncer) current() bool {
-	open, err := y.block.Stat()
-	if err != nil {
-		return false
-	}
-	named, err := os.Stat(y.path(y.index))
-	return err == nil && os.SameFile(open, named)
-}
-
 // reopen opens the block that is synced next: the one of that number, or the
 // one after it if the server has removed that. None that was written since may be
 // left out, however many there are.
 func (y *syncer) reopen() error {
-	held, err := y.blocks()
+	held, err := blockNumbers(y.dir)
 	if err != nil {
 		return fmt.Errorf("find the block to sync: %w", err)
 	}
@@ -204,23 +190,6 @@ func (y *syncer) reopen() error {
 	return nil
 }
 
-// blocks are the numbers of the blocks, in order.
-func (y *syncer) blocks() ([]int, error) {
-	names, err := os.ReadDir(y.dir)
-	if err != nil {
-		return nil, err
-	}
-	var held []int
-	for _, n := range names {
-		number, ok := strings.CutSuffix(n.Name(), ".blk")
-		if i, err := strconv.Atoi(number); ok && err == nil {
-			held = append(held, i)
-		}
-	}
-	slices.Sort(held)
-	return held, nil
-}
-
 // syncDir makes the names of the blocks durable.
 func (y *syncer) syncDir() error {
 	d, err := os.Open(y.dir)
@@ -235,5 +204,5 @@ func (y *syncer) syncDir() error {
 }
 
 func (y *syncer) path(index int) string {
-	return filepath.Join(y.dir, strconv.Itoa(index)+".blk")
+	return blockPath(y.dir, index)
 }

@@ -214,8 +214,8 @@ func (s *sealed) once(ctx context.Context) error {
 }
 
 func (s *sealed) follow(ctx context.Context, l *seal.Log) error {
-	f := eventstore.Following{Log: s.name, After: l.Next() - 1, Undecoded: true, MaxBatch: 2000, Linger: 20 * time.Millisecond}
-	return s.notary.Store.Follow(ctx, f, func(ctx context.Context, entries []eventstore.Entry) error {
+	f := eventstore.Following{Log: s.name, After: l.Next() - 1, Undecoded: true, FromDisk: true, MaxBatch: 2000, Linger: 100 * time.Millisecond}
+	err := s.notary.Store.Follow(ctx, f, func(ctx context.Context, entries []eventstore.Entry) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for _, e := range entries {
@@ -228,6 +228,10 @@ func (s *sealed) follow(ctx context.Context, l *seal.Log) error {
 		}
 		return nil
 	})
+	if errors.Is(err, eventstore.ErrDamaged) {
+		return fmt.Errorf("%w: before it was sealed: %w", seal.ErrBroken, err)
+	}
+	return err
 }
 
 // Seals reports whether a log is one that is sealed: content and dead letters carry

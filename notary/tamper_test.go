@@ -474,3 +474,32 @@ func TestForgedEntries(t *testing.T) {
 		t.Errorf("verify finds %v", r.Findings)
 	}
 }
+
+// An entry that was damaged on the disk before it could be sealed is not passed over: the
+// notary says so, and seals nothing more.
+func TestDamagedBeforeItIsSealed(t *testing.T) {
+	t.Parallel()
+	keys := must(seal.OpenKeys(filepath.Join(t.TempDir(), "signing.keys"), time.Now()))(t)
+	i := sealed(t, t.TempDir(), keys, 10)
+	store := i.open(t)
+	defer store.Close()
+	newest := must(os.OpenFile(filepath.Join(i.blocks(), "1.blk"), os.O_RDWR, 0))(t)
+	defer newest.Close()
+	before := must(newest.Stat())(t).Size()
+	for range 3 {
+		must(store.Accept(t.Context(), []eventstore.Commit{accept("one more")}))(t)
+	}
+	var b [1]byte
+	must(newest.ReadAt(b[:], before+100))(t)
+	must(newest.WriteAt([]byte{b[0] ^ 1}, before+100))(t)
+	found := make(chan seal.Finding, 1)
+	i.run(t, store, 11, func(c *notary.Config) {
+		c.Found = func(_ context.Context, f seal.Finding) { found <- f }
+	})
+	if f := <-found; f.Kind != seal.Unsealed || f.Log != log {
+		t.Errorf("found %+v", f)
+	}
+	if r := i.verify(t); r.OK() || r.Sealed != 10 {
+		t.Errorf("verify finds %v, of %d sealed entries", r.Findings, r.Sealed)
+	}
+}
