@@ -116,6 +116,10 @@ func notYet(err error) bool {
 		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrConnectionClosed)
 }
 
+// Electing reports whether an error says that a cluster has no leader, or answers late,
+// as it does for a while after it has lost a server.
+func Electing(err error) bool { return notYet(err) && !errors.Is(err, nats.ErrNoServers) }
+
 // refusedForGood reports whether a server has answered, and will not answer otherwise.
 func refusedForGood(err error) bool {
 	api, answered := errors.AsType[*jetstream.APIError](err)

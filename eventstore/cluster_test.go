@@ -412,6 +412,24 @@ func TestClusterTakesALeftOverBoundAway(t *testing.T) {
 	}
 }
 
+// A worker that subscribes while a cluster has no leader waits for one.
+func TestSubscribeWhileNobodyLeads(t *testing.T) {
+	t.Parallel()
+	c := testenv.StartNATSCluster(t)
+	s := onCluster(t, c)
+	recorded := must(s.Append(t.Context(), issued(newKey()), 0))(t)
+	c.Kill(0)
+	c.Kill(1)
+	messages := subscribe(t, s.Subscriber(SubscriberConfig{Group: "workers"}), Ledger+"/"+LedgerSubject("apikey"))
+	c.Start(0)
+	c.Start(1)
+	m := soon(t, "the event", messages)
+	if m.UUID != recorded[0].ID.String() {
+		t.Errorf("message %s comes, want %s", m.UUID, recorded[0].ID)
+	}
+	m.Ack()
+}
+
 // So it is beside an embedded server, which does not end with whoever trims.
 func TestAServerTakesALeftOverBoundAway(t *testing.T) {
 	t.Parallel()

@@ -68,7 +68,7 @@ func (u *Subscriber) SubscribeInitialize(topic string) error {
 	return err
 }
 
-func (u *Subscriber) consumer(ctx context.Context, topic string) (jetstream.Consumer, error) {
+func (u *Subscriber) consumer(ctx context.Context, topic string) (consumer jetstream.Consumer, err error) {
 	log, filter, ok := strings.Cut(topic, "/")
 	if !ok || !isToken(u.cfg.Group) {
 		return nil, fmt.Errorf("eventstore: subscribe: %q of group %q is not a log and a filter", topic, u.cfg.Group)
@@ -77,13 +77,16 @@ func (u *Subscriber) consumer(ctx context.Context, topic string) (jetstream.Cons
 	if err != nil {
 		return nil, err
 	}
-	consumer, err := stream.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable:       durable(u.cfg.Group, filter),
-		FilterSubject: filter,
-		AckPolicy:     jetstream.AckExplicitPolicy,
-		AckWait:       u.cfg.AckWait,
-		MaxAckPending: u.cfg.InFlight,
-		MaxDeliver:    -1,
+	err = u.store.answered(ctx, func(ctx context.Context) (err error) {
+		consumer, err = stream.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+			Durable:       durable(u.cfg.Group, filter),
+			FilterSubject: filter,
+			AckPolicy:     jetstream.AckExplicitPolicy,
+			AckWait:       u.cfg.AckWait,
+			MaxAckPending: u.cfg.InFlight,
+			MaxDeliver:    -1,
+		})
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("eventstore: subscribe to %s: %w: %w", topic, ErrUnavailable, err)
@@ -99,20 +102,23 @@ func durable(group, filter string) string {
 	return fmt.Sprintf("%s-%08x", group, h.Sum32())
 }
 
-// Subscribe hands over messages until ctx ends or Close is called.
+const resubscribeAfter = time.Second
+
+// Subscribe hands over messages until ctx ends or Close is called. It goes on when a
+// server is lost, and begins as soon as one answers. It is an error if there is no such
+// log, or if the server refuses.
 func (u *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
-	consumer, err := u.consumer(ctx, topic)
-	if err != nil {
+	iter, err := u.begin(ctx, topic)
+	if err != nil && (!errors.Is(err, ErrUnavailable) || refusedForGood(err)) {
 		return nil, err
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.closed {
+		if err == nil {
+			iter.Stop()
+		}
 		return nil, errors.New("eventstore: subscribe: the subscriber is closed")
-	}
-	iter, err := consumer.Messages(jetstream.PullMaxMessages(u.cfg.InFlight), jetstream.PullHeartbeat(heartbeat))
-	if err != nil {
-		return nil, fmt.Errorf("eventstore: subscribe to %s: %w: %w", topic, ErrUnavailable, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	out := make(chan *message.Message)
@@ -122,31 +128,55 @@ func (u *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		case <-ctx.Done():
 		}
 		cancel()
-		iter.Drain() // what has arrived is given back, rather than held until AckWait is over
 	})
 	u.running.Go(func() {
 		defer close(out)
 		defer cancel()
-		u.receive(ctx, iter, out)
+		for {
+			if err == nil {
+				err = u.receive(ctx, iter, out)
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			u.store.cfg.Log.Warn("a subscription is begun again", "group", u.cfg.Group, "error", err)
+			select {
+			case <-time.After(resubscribeAfter):
+			case <-ctx.Done():
+				return
+			}
+			iter, err = u.begin(ctx, topic)
+		}
 	})
 	return out, nil
 }
 
-// receive hands each message over in a goroutine of its own. The server sends
-// no more than InFlight that are not settled.
-func (u *Subscriber) receive(ctx context.Context, iter jetstream.MessagesContext, out chan<- *message.Message) {
+func (u *Subscriber) begin(ctx context.Context, topic string) (jetstream.MessagesContext, error) {
+	consumer, err := u.consumer(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+	iter, err := consumer.Messages(jetstream.PullMaxMessages(u.cfg.InFlight), jetstream.PullHeartbeat(heartbeat))
+	if err != nil {
+		return nil, fmt.Errorf("eventstore: subscribe to %s: %w: %w", topic, ErrUnavailable, err)
+	}
+	return iter, nil
+}
+
+// receive hands each message over in a goroutine of its own, until ctx or the iterator
+// ends. The server sends no more than InFlight that are not settled.
+func (u *Subscriber) receive(ctx context.Context, iter jetstream.MessagesContext, out chan<- *message.Message) error {
 	var working sync.WaitGroup
 	defer working.Wait()
+	// What has arrived is given back, rather than held until AckWait is over.
+	defer context.AfterFunc(ctx, iter.Drain)()
 	for {
 		m, err := iter.Next()
 		if errors.Is(err, jetstream.ErrNoHeartbeat) {
 			continue // the server is away; the iterator asks again
 		}
 		if err != nil {
-			if ctx.Err() == nil {
-				u.store.cfg.Log.Error("a subscription has ended", "group", u.cfg.Group, "error", err)
-			}
-			return
+			return err
 		}
 		working.Go(func() { u.handOver(ctx, m, out) })
 	}

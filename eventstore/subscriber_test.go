@@ -51,6 +51,25 @@ func TestSubscriberHandsOverEvents(t *testing.T) {
 	}
 }
 
+// A subscription goes on when an administrator has deleted its place in the log.
+func TestSubscriptionGoesOn(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	topic := Ledger + "/" + LedgerSubject("apikey")
+	messages := subscribe(t, s.Subscriber(SubscriberConfig{Group: "workers"}), topic)
+	must(s.Append(t.Context(), issued(newKey()), 0))(t)
+	soon(t, "the first event", messages).Ack()
+	must(0, s.js.DeleteConsumer(t.Context(), Ledger, durable("workers", LedgerSubject("apikey"))))(t)
+	second := must(s.Append(t.Context(), issued(newKey()), 0))(t)
+	for {
+		m := soon(t, "the second event", messages)
+		m.Ack()
+		if m.UUID == second[0].ID.String() {
+			return // the first may come again
+		}
+	}
+}
+
 // A message that failed comes again, and says which try it is; one that was
 // acknowledged does not, also not to the next process.
 func TestRedelivery(t *testing.T) {

@@ -203,7 +203,7 @@ func rootKeyOf(t *testing.T, i *instance) string {
 func (i *instance) signal(t *testing.T, s syscall.Signal) {
 	t.Helper()
 	if err := i.cmd.Process.Signal(s); err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v\n%s", err, i.output)
 	}
 }
 

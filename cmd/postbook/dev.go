@@ -29,17 +29,11 @@ func (c devCommand) Run(ctx context.Context, cfg Config) error {
 	if err := cfg.settle(true); err != nil {
 		return err
 	}
-	for {
-		err := c.once(ctx, cfg)
-		if !errors.Is(err, eventstore.ErrRepartitioned) || ctx.Err() != nil {
-			return untilStopped(ctx, err)
-		}
-		c.Quiet = true
-	}
+	return again(ctx, cfg, c.once)
 }
 
 // once serves until it is told to stop, or has to open the log again.
-func (c devCommand) once(ctx context.Context, cfg Config) error {
+func (c *devCommand) once(ctx context.Context, cfg Config) (ready bool, err error) {
 	log := cfg.logger()
 	begun := time.Now()
 	fmt.Printf("Starting Postbook in %s …\n", cfg.DataDir)
@@ -47,12 +41,12 @@ func (c devCommand) once(ctx context.Context, cfg Config) error {
 	// of a server that is running, beside which this one will not start.
 	if _, ok := found(cfg); !ok {
 		if err := os.Remove(cfg.path(devFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+			return false, err
 		}
 	}
 	s, err := start(ctx, cfg, log)
 	if err != nil {
-		return err
+		return false, err
 	}
 	err = s.run(ctx, func(ctx context.Context) error {
 		facts, err := s.bootstrap(ctx)
@@ -72,10 +66,12 @@ func (c devCommand) once(ctx context.Context, cfg Config) error {
 			if err := s.firstMail(ctx, facts); err != nil {
 				return fmt.Errorf("send a first mail: %w", err)
 			}
+			c.Quiet = true // when it starts again
 		}
+		ready = true
 		return s.greet(ctx, facts)
 	})
-	return errors.Join(err, s.stop())
+	return ready, errors.Join(err, s.stop())
 }
 
 func (s *server) greet(ctx context.Context, facts devFacts) error {

@@ -143,7 +143,7 @@ func (i *instance) start(args ...string) {
 	ended := make(chan error, 1)
 	cmd := i.cmd
 	go func() { ended <- cmd.Wait() }()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(electing + time.Minute)
 	for {
 		if i.learn() == nil {
 			break
@@ -154,7 +154,7 @@ func (i *instance) start(args ...string) {
 		case <-time.After(5 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			i.t.Fatalf("postbook is not ready after a minute\n%s", i.output)
+			i.t.Fatalf("postbook is not ready after minutes\n%s", i.output)
 		}
 	}
 	go func() { <-ended }()
