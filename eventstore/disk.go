@@ -2,7 +2,7 @@ package eventstore
 
 // Following a log past its server, on whose disk it lies. To hand an entry to one
 // more reader costs a server a fifth of what it costs to take it, and it keeps the
-// blocks that are read in memory; whoever reads the files costs nobody anything.
+// blocks that are read in memory; whoever reads the files costs it nothing.
 
 import (
 	"context"

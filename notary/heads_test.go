@@ -3,8 +3,10 @@ package notary_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -174,4 +176,62 @@ func TestASecondHistoryIsNotSigned(t *testing.T) {
 	if r := all[0].verify(); !r.OK() {
 		t.Errorf("the first: %+v", r)
 	}
+}
+
+// A server that was cut off from its cluster knows of fewer entries than were sealed, for
+// some seconds. Only what lasts is believed.
+func TestMissingEntriesAreBelievedWhenTheyLast(t *testing.T) {
+	t.Parallel()
+	long, short := hosts(t, 1)[0], hosts(t, 1)[0]
+	long.write(20)
+	short.write(10)
+	long.start()
+	long.reaches(20)
+	long.stop()
+	var later atomic.Int64
+	looked := make(chan struct{}, 100)
+	found := make(chan seal.Finding, 1)
+	notes := notary.New(notary.Config{
+		Store: short.store, Dir: long.dir, Keys: long.keys, Heads: short.heads, SignEvery: 50 * time.Millisecond,
+		Now: func() time.Time { return time.Now().Add(time.Duration(later.Load())) },
+		Log: slog.New(tells{quiet.Handler(), looked}), Found: func(_ context.Context, f seal.Finding) { found <- f },
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- notes.Run(ctx) }()
+	defer func() {
+		stop()
+		<-ended
+	}()
+	for range 2 { // it looks, and looks again
+		select {
+		case <-looked:
+		case f := <-found:
+			t.Fatalf("what a server may not know yet is taken for gone: %s", f)
+		}
+	}
+	later.Store(int64(time.Minute))
+	if f := <-found; f.Kind != seal.Unsealed || f.Log != log {
+		t.Errorf("found %+v", f)
+	}
+}
+
+// tells says that something was logged about the log that the tests seal.
+type tells struct {
+	slog.Handler
+	of chan struct{}
+}
+
+func (h tells) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h tells) WithAttrs(attrs []slog.Attr) slog.Handler {
+	if len(attrs) > 0 && attrs[0].Value.String() == log {
+		return h
+	}
+	return h.Handler
+}
+
+func (h tells) Handle(context.Context, slog.Record) error {
+	h.of <- struct{}{}
+	return nil
 }

@@ -27,6 +27,8 @@ const (
 	shareEvery = 10 * time.Second
 
 	ackWithin = 5 * time.Second // for the last head before the end
+
+	believed = 60 // how many times longer than it takes to sign a head a cluster has to say what it says
 )
 
 // Config of a notary.
@@ -59,7 +61,7 @@ func New(c Config) *Notary {
 	}
 	n := &Notary{Config: c}
 	for _, log := range c.Store.Logs() {
-		n.logs = append(n.logs, &sealed{notary: n, name: log, log: c.Log.With("log", log)})
+		n.logs = append(n.logs, &sealed{notary: n, name: log, log: c.Log.With("log", log), doubts: map[string]time.Time{}})
 	}
 	return n
 }
@@ -139,6 +141,8 @@ type sealed struct {
 	witnessed int64
 	broken    bool
 	others    others // of the processes that seal the same log
+
+	doubts map[string]time.Time // since when it looks as if the past were another
 }
 
 func (s *sealed) status() Status {
@@ -196,8 +200,13 @@ func (s *sealed) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if head+1 < l.Next() {
-		return fmt.Errorf("%w: %d entries were sealed, and %d are there", seal.ErrBroken, l.Next()-1, head)
+	short := head+1 < l.Next()
+	if lasts := s.lasts("entries are missing", short); short {
+		err := fmt.Errorf("%d entries were sealed, and %d are there", l.Next()-1, head)
+		if lasts {
+			err = fmt.Errorf("%w: %w", seal.ErrBroken, err)
+		}
+		return err
 	}
 	working, workCtx := errgroup.WithContext(ctx)
 	working.Go(func() error { return s.follow(workCtx, l) })
@@ -211,6 +220,20 @@ func (s *sealed) once(ctx context.Context) error {
 		err = errors.Join(err, s.sign(ending, l))
 	}
 	return err
+}
+
+// lasts reports whether something that must not be is believed. A server that was cut off
+// from its cluster answers for some seconds as if it still led, with what it knew before: what
+// it says has to last for longer than that. A log in this process is believed at once.
+func (s *sealed) lasts(what string, is bool) bool {
+	if !is {
+		delete(s.doubts, what)
+		return false
+	}
+	if s.doubts[what].IsZero() {
+		s.doubts[what] = s.notary.Now()
+	}
+	return s.notary.Store.Alone() || s.notary.Now().Sub(s.doubts[what]) > believed*s.notary.SignEvery
 }
 
 func (s *sealed) follow(ctx context.Context, l *seal.Log) error {
@@ -369,8 +392,11 @@ func (s *sealed) follows(ctx context.Context, l *seal.Log, p Place) (bool, error
 	fits, err := l.Fits(kept)
 	everything := l.Next() > head
 	s.mu.Unlock()
-	if err != nil || fits || !everything {
-		return fits, err // what was not read yet may lead there
+	if err != nil {
+		return false, err
+	}
+	if !s.lasts(p.String(), !fits && everything) {
+		return fits, nil // what was not read yet may lead there
 	}
 	s.notary.Found(ctx, seal.Finding{Log: s.name, Kind: seal.Rewritten, Detail: fmt.Sprintf("%s has seen %d entries that are not those here", p, kept.Size)})
 	return false, nil
