@@ -1,7 +1,6 @@
 package eventstore
 
 import (
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -16,7 +15,6 @@ func TestBlocksHoldWhatTheServerSays(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, in(dir), func(c *Config) { c.MarkKey = []byte("key") })
 	must(s.Own(t.Context(), 0, "worker-1"))(t)
-	var fromServer []Entry
 	for range 20 {
 		c := accepted(newEmail())
 		if _, err := s.Accept(t.Context(), []Commit{c}); err != nil {
@@ -25,13 +23,7 @@ func TestBlocksHoldWhatTheServerSays(t *testing.T) {
 	}
 	log := MailLog(0)
 	head := must(s.Head(t.Context(), log))(t)
-	err := s.Follow(t.Context(), Following{Log: log, Undecoded: true, StopAt: head}, func(_ context.Context, entries []Entry) error {
-		fromServer = append(fromServer, entries...)
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	fromServer := followed(t, s, Following{Log: log, Undecoded: true, StopAt: head})
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -39,10 +31,10 @@ func TestBlocksHoldWhatTheServerSays(t *testing.T) {
 	if len(fromBlocks) != len(fromServer) || len(fromBlocks) == 0 {
 		t.Fatalf("%d entries are in the blocks, %d came from the server", len(fromBlocks), len(fromServer))
 	}
-	for i, b := range fromBlocks {
-		f := fromServer[i]
-		if b.Err != nil || b.Seq != f.Seq || !b.Time.Equal(f.Time) || b.Subject != f.Subject || string(b.Header) != string(f.Header) || string(b.Raw) != string(f.Raw) {
-			t.Errorf("in the blocks\n%+v\nfrom the server\n%+v", b, f)
+	sameEntries(t, "in the blocks", fromBlocks, fromServer)
+	for _, b := range fromBlocks {
+		if b.Err != nil {
+			t.Errorf("%d: %v", b.Seq, b.Err)
 		}
 		if !b.Marked([]byte("key")) || b.Marked([]byte("another")) {
 			t.Errorf("%d: the mark does not tell who wrote it: %s", b.Seq, b.Header)
@@ -67,6 +59,17 @@ func atRest(t *testing.T, dir, log string) []Entry {
 	return all
 }
 
+// recordEnds is where each record of a block ends.
+func recordEnds(t *testing.T, block []byte) (ends []int) {
+	t.Helper()
+	for rest := block; len(rest) > 0; ends = append(ends, len(block)-len(rest)) {
+		if _, ok := cutRecord(&rest); !ok {
+			t.Fatal("a sound block cannot be cut into records")
+		}
+	}
+	return ends
+}
+
 // A record that is damaged says so, the others are read; one that a crash cut off
 // at the very end was promised to nobody.
 func TestDamagedBlocks(t *testing.T) {
@@ -84,14 +87,7 @@ func TestDamagedBlocks(t *testing.T) {
 	}
 	path := filepath.Join(blocksDir(dir, Ledger), "1.blk")
 	whole := must(os.ReadFile(path))(t)
-	rest := whole
-	var ends []int
-	for len(rest) > 0 {
-		if _, ok := cutRecord(&rest); !ok {
-			t.Fatal("a sound block cannot be cut into records")
-		}
-		ends = append(ends, len(whole)-len(rest))
-	}
+	ends := recordEnds(t, whole)
 	for _, c := range []struct {
 		name   string
 		change func(b []byte) []byte

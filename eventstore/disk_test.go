@@ -138,12 +138,7 @@ func TestDiskTail(t *testing.T) {
 	if len(blocks) != 2 {
 		t.Fatalf("%d blocks, want 2", len(blocks))
 	}
-	var ends []int
-	for rest := blocks[1]; len(rest) > 0; ends = append(ends, len(blocks[1])-len(rest)) {
-		if _, ok := cutRecord(&rest); !ok {
-			t.Fatal("a sound block cannot be cut into records")
-		}
-	}
+	ends := recordEnds(t, blocks[1])
 	whole := uint64(len(ends)) // entries of the first block
 	tail := func(t *testing.T, after uint64) (*diskTail, func(number int, data []byte)) {
 		d := &diskTail{log: Ledger, dir: t.TempDir(), last: after}

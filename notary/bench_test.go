@@ -67,7 +67,7 @@ func BenchmarkSealing(b *testing.B) {
 			paces[which] = append(paces[which], accepts(stores[which], count))
 			for _, log := range stores[1].MailLogs() { // what is left to seal falls into nobody's turn
 				for head := must(stores[1].Head(ctx, log))(b); ; time.Sleep(10 * time.Millisecond) {
-					if sealedUpTo(notes, log) >= head {
+					if sealedUpTo(notes, log) >= int64(head) {
 						break
 					}
 				}
@@ -89,10 +89,10 @@ func BenchmarkSealing(b *testing.B) {
 }
 
 // sealedUpTo is the last entry of a log that a head covers.
-func sealedUpTo(notes *notary.Notary, log string) uint64 {
+func sealedUpTo(notes *notary.Notary, log string) int64 {
 	for _, s := range notes.Status() {
 		if s.Log == log {
-			return uint64(s.Size)
+			return s.Size
 		}
 	}
 	return 0

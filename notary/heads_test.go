@@ -52,14 +52,7 @@ func (h *host) start() {
 	h.t.Cleanup(h.stop)
 }
 
-func (h *host) size() int64 {
-	for _, st := range h.notes.Status() {
-		if st.Log == log {
-			return st.Size
-		}
-	}
-	return 0
-}
+func (h *host) size() int64 { return sealedUpTo(h.notes, log) }
 
 func (h *host) verify() *seal.Report {
 	h.t.Helper()
