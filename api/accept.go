@@ -49,7 +49,7 @@ func (a *API) accept(ctx context.Context, r *request, ids []uuid.UUID, drafts []
 	if len(commits) == 0 {
 		return refusals, nil
 	}
-	refs, onDisk, err := a.Store.PutContent(ctx, r.by.Account, 0, blobs)
+	refs, onDisk, err := a.Store.PutContent(ctx, r.by.Account, blobs)
 	if err != nil {
 		return nil, err
 	}

@@ -220,13 +220,13 @@ func TestReadingGoesOnWhereTheStreamBegins(t *testing.T) {
 	i := start(t)
 	ctx := t.Context()
 	recorded := i.fill(t, 350)
-	refs, wait, err := i.store.PutContent(ctx, "acme", 0, [][]byte{[]byte("a body"), bytes.Repeat([]byte("b"), 900<<10)})
+	refs, wait, err := i.store.PutContent(ctx, "acme", [][]byte{[]byte("a body"), bytes.Repeat([]byte("b"), 900<<10)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	must(0, wait(ctx))(t)
 	for n := range 200 {
-		_, wait, err := i.store.PutContent(ctx, "acme", 0, [][]byte{fmt.Appendf(nil, "another body %d", n)})
+		_, wait, err := i.store.PutContent(ctx, "acme", [][]byte{fmt.Appendf(nil, "another body %d", n)})
 		must(0, errors.Join(err, wait(ctx)))(t)
 	}
 	// A mail whose history begins in the archive and ends in the stream.

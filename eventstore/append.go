@@ -77,7 +77,7 @@ func (s *Store) heldAtTail(ctx context.Context, subject string, id uuid.UUID) ([
 		return nil, ErrNoEntry
 	}
 	settled := []published{{seq: tail.Seq, stream: Ledger}}
-	s.waitForDisk(ctx, 0, settled)
+	s.waitForDisk(ctx, settled)
 	return tail.Events, settled[0].err
 }
 

@@ -165,7 +165,7 @@ func TestAnArchiveThatIsAwayIsNoMissingEntry(t *testing.T) {
 		s := open(t, func(c *Config) { c.Archive = archive })
 		ctx := t.Context()
 		for range 3 {
-			_, wait, err := s.PutContent(ctx, "acme", 0, [][]byte{[]byte("a body")})
+			_, wait, err := s.PutContent(ctx, "acme", [][]byte{[]byte("a body")})
 			if err = errors.Join(err, wait(ctx)); err != nil {
 				t.Fatal(err)
 			}

@@ -362,7 +362,7 @@ func TestClusterKeepsTheContract(t *testing.T) {
 		t.Errorf("a deleted value: %v; want ErrNoEntry", err)
 	}
 
-	refs, wait, err := s.PutContent(ctx, "acme", 0, [][]byte{[]byte("hello"), make([]byte, 2<<20)})
+	refs, wait, err := s.PutContent(ctx, "acme", [][]byte{[]byte("hello"), make([]byte, 2<<20)})
 	if err == nil {
 		err = wait(ctx)
 	}

@@ -6,9 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/nats-io/nats.go"
 
 	"postbook.dev/postbook/domain"
@@ -17,25 +15,14 @@ import (
 // maxContent is how many bytes of content lie in one message.
 const maxContent = 768 << 10
 
-// cachedContent is how many messages of content are kept in memory: a message holds
-// the bodies of up to a hundred emails that were accepted together, which are read
-// one by one within moments.
-const cachedContent = 32
-
-func newContentCache() *lru.Cache[uint64, []byte] {
-	cache, err := lru.New[uint64, []byte](cachedContent)
-	if err != nil {
-		panic(err) // a size below one
-	}
-	return cache
-}
+// latelyContent is how many messages of content are kept in memory.
+const latelyContent = 32
 
 // PutContent stores blobs, which are sealed already, packed into as few messages
 // as possible. It returns their references once the server has them, and a
 // function that waits until they are on disk, so that the events that refer to
-// them can be on their way meanwhile. As in Owner.AppendWithin, the sync begins
-// within the time that is given.
-func (s *Store) PutContent(ctx context.Context, account string, within time.Duration, blobs [][]byte) ([]domain.ContentRef, func(context.Context) error, error) {
+// them can be on their way meanwhile.
+func (s *Store) PutContent(ctx context.Context, account string, blobs [][]byte) ([]domain.ContentRef, func(context.Context) error, error) {
 	if !isToken(account) {
 		return nil, nil, fmt.Errorf("eventstore: put content: %q is no account", account)
 	}
@@ -49,7 +36,7 @@ func (s *Store) PutContent(ctx context.Context, account string, within time.Dura
 		if p.err != nil {
 			return nil, nil, fmt.Errorf("eventstore: put content: %w", p.err)
 		}
-		s.content.Add(p.seq, msgs[i].Data)
+		s.content.keep(Entry{Position: domain.Position{Log: Content, Seq: p.seq}, Raw: msgs[i].Data})
 	}
 	for _, ref := range refs {
 		for i := range ref.Parts {
@@ -57,7 +44,7 @@ func (s *Store) PutContent(ctx context.Context, account string, within time.Dura
 		}
 	}
 	wait := func(ctx context.Context) error {
-		s.waitForDisk(ctx, within, out)
+		s.waitForDisk(ctx, out)
 		for _, p := range out {
 			if p.err != nil {
 				return fmt.Errorf("eventstore: put content: %w", p.err)
@@ -100,10 +87,11 @@ func pack(blobs [][]byte) ([]domain.ContentRef, []*nats.Msg) {
 func (s *Store) Content(ctx context.Context, ref domain.ContentRef) ([]byte, error) {
 	blob := make([]byte, 0, min(max(ref.Size, 0), len(ref.Parts)*maxContent)) // a size that cannot be is found out below
 	for _, part := range ref.Parts {
-		data, err := s.contentAt(ctx, part.Seq)
+		e, err := s.content.at(ctx, Content, part.Seq)
 		if err != nil {
 			return nil, err
 		}
+		data := e.Raw
 		if part.Off < 0 || part.Len < 0 || part.Off > len(data) || part.Len > len(data)-part.Off {
 			return nil, fmt.Errorf("eventstore: content %d holds %d bytes, and %d from %d are referred to", part.Seq, len(data), part.Len, part.Off)
 		}
@@ -114,16 +102,4 @@ func (s *Store) Content(ctx context.Context, ref domain.ContentRef) ([]byte, err
 		return nil, errors.New("eventstore: the content is not what was stored: its size or SHA-256 differs from the reference")
 	}
 	return blob, nil
-}
-
-func (s *Store) contentAt(ctx context.Context, seq uint64) ([]byte, error) {
-	if data, ok := s.content.Get(seq); ok {
-		return data, nil
-	}
-	e, err := s.Read(ctx, Content, seq)
-	if err != nil {
-		return nil, err
-	}
-	s.content.Add(seq, e.Raw)
-	return e.Raw, nil
 }

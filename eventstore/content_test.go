@@ -20,7 +20,7 @@ func noise(n int) []byte {
 // put stores blobs and waits until they are on disk.
 func put(t testing.TB, s *Store, blobs ...[]byte) []domain.ContentRef {
 	t.Helper()
-	refs, wait, err := s.PutContent(t.Context(), "acme", 0, blobs)
+	refs, wait, err := s.PutContent(t.Context(), "acme", blobs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestTamperedContent(t *testing.T) {
 	if _, err := s.Content(t.Context(), gone); !errors.Is(err, ErrNoEntry) {
 		t.Errorf("a message that is not there: %v, want ErrNoEntry", err)
 	}
-	if _, _, err := s.PutContent(t.Context(), "a.b", 0, nil); err == nil {
+	if _, _, err := s.PutContent(t.Context(), "a.b", nil); err == nil {
 		t.Error("stored for an account that cannot be")
 	}
 }

@@ -78,7 +78,7 @@ func TestACopyIsTheSameStream(t *testing.T) {
 	}
 	must(b.Put(ctx, "account-2", []byte("it has no key any more")))(t)
 	blob := bytes.Repeat([]byte{7}, maxContent+100)
-	refs, wait, err := s.PutContent(ctx, "acme", 0, [][]byte{blob})
+	refs, wait, err := s.PutContent(ctx, "acme", [][]byte{blob})
 	if err = errors.Join(err, wait(ctx)); err != nil {
 		t.Fatal(err)
 	}

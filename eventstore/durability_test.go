@@ -123,7 +123,7 @@ func TestAnswerComesAfterFsync(t *testing.T) {
 	if !bytes.Contains(d.onDisk(t, s, "KV_keysets"), []byte("keyset two")) {
 		t.Error("a value was replaced before that was on disk")
 	}
-	_, wait, err := s.PutContent(ctx, "acme", 0, [][]byte{[]byte("sealed body")})
+	_, wait, err := s.PutContent(ctx, "acme", [][]byte{[]byte("sealed body")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,58 +169,6 @@ func TestAppendWaitsForASlowDisk(t *testing.T) {
 	release()
 	if err := soon(t, "the answer", answered); err != nil {
 		t.Error(err)
-	}
-}
-
-// Appends that can wait share the sync of the first that cannot, or one of their own
-// when their time is up; and each is on disk when it is answered.
-func TestAppendsThatCanWaitShareASync(t *testing.T) {
-	t.Parallel()
-	d := &disk{}
-	s := open(t, d.use)
-	ctx := t.Context()
-	o := must(s.Own(ctx, 1, "sender"))(t)
-	var mails []Commit
-	for range 20 {
-		mail := accepted(emailIn(s, 1))
-		seq := must(s.Accept(ctx, []Commit{mail}))(t)[0][0].Seq
-		mails = append(mails, attempted(mail.Stream, seq, 1))
-	}
-	append1 := func(within time.Duration, c Commit) error {
-		_, err := o.AppendWithin(ctx, within, c)
-		if err == nil && !bytes.Contains(d.onDisk(t, s, MailLog(1)), []byte(c.By.Command.String())) {
-			t.Error("an append was answered before it was on disk")
-		}
-		return err
-	}
-	for name, hurried := range map[string]bool{"their time is up": false, "one cannot wait": true} {
-		before := d.calls.Load()
-		within := 100 * time.Millisecond
-		if hurried {
-			within = 5 * time.Second // for one that is acknowledged after the sync has begun
-		}
-		batch := mails[:10]
-		mails = mails[10:]
-		head := must(s.Head(ctx, MailLog(1)))(t)
-		answers := make(chan error, len(batch))
-		for _, c := range batch {
-			go func() { answers <- append1(within, c) }()
-		}
-		eventually(t, "all are written", func() bool { return must(s.Head(ctx, MailLog(1)))(t) == head+uint64(len(batch)) })
-		if hurried {
-			if err := append1(0, attempted(batch[0].Stream, head+1, 2)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for range batch {
-			if err := soon(t, "an answer", answers); err != nil {
-				t.Error(err)
-			}
-		}
-		// A few: the disk may be asked between two of them.
-		if n := d.calls.Load() - before; n > 4 {
-			t.Errorf("%s: %d appends took %d syncs", name, len(batch), n)
-		}
 	}
 }
 
@@ -289,7 +237,7 @@ func TestFailedFsyncIsFailStop(t *testing.T) {
 	if _, err := s.Own(ctx, 0, "me"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("own: %v, want ErrUnavailable", err)
 	}
-	if _, _, err := s.PutContent(ctx, "acme", 0, [][]byte{{1}}); !errors.Is(err, ErrUnavailable) {
+	if _, _, err := s.PutContent(ctx, "acme", [][]byte{{1}}); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("put content: %v, want ErrUnavailable", err)
 	}
 	if err := s.Healthy(ctx); !errors.Is(err, ErrUnavailable) {
@@ -346,7 +294,7 @@ func TestBlockRollover(t *testing.T) {
 		s := open(t, in(dir), d.use)
 		for range 2 - round { // only the first write after the start, the second time
 			blobs := [][]byte{blob(), blob()}
-			refs, wait, err := s.PutContent(t.Context(), "acme", 0, blobs)
+			refs, wait, err := s.PutContent(t.Context(), "acme", blobs)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -109,7 +109,7 @@ func (b *Bucket) kept(ctx context.Context, key string, revision uint64, err erro
 		return 0, fmt.Errorf("eventstore: write %s: %w: %w", key, ErrUnavailable, err)
 	}
 	settled := []published{{seq: revision, stream: b.stream}}
-	b.store.waitForDisk(ctx, 0, settled)
+	b.store.waitForDisk(ctx, settled)
 	return revision, settled[0].err
 }
 

@@ -85,46 +85,44 @@ func (o *Owner) Seq() uint64 {
 	return o.claim
 }
 
-// Append records commits of emails of the partition and returns when all are on
-// disk. It returns ErrFenced if somebody has claimed the partition since; then,
-// and after any other error, the owner has to read the log to learn what was
-// recorded.
+// Append records commits of emails of the partition, each of another email, and
+// returns when all are on disk. Those of an account share messages: all of a
+// message's are recorded or none. Repeating a call with the same commits in the same
+// order records none twice. It returns ErrFenced if somebody has claimed the
+// partition since; then, and after any other error, the owner has to read the log to
+// learn what was recorded.
 func (o *Owner) Append(ctx context.Context, commits ...Commit) ([][]domain.Recorded, error) {
-	return o.AppendWithin(ctx, 0, commits...)
-}
-
-// AppendWithin is Append that leaves the disk some time: its sync begins when
-// somebody else needs one, and within that time at the latest. Many appends that
-// are under way at once then share one.
-func (o *Owner) AppendWithin(ctx context.Context, within time.Duration, commits ...Commit) ([][]domain.Recorded, error) {
 	if len(commits) == 0 {
 		return nil, nil
 	}
 	s := o.store
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	msgs := make([]*nats.Msg, len(commits))
-	written := make([]packed, len(commits))
+	groups, err := o.together(commits)
+	if err != nil {
+		return nil, err
+	}
+	var written []packed
 	recorded := make([][]domain.Recorded, len(commits))
-	for i, c := range commits {
-		msg, one, err := s.encode(mailSubject(o.partition, c.Stream.Account), c)
-		if err != nil {
+	for _, g := range groups {
+		if written, err = s.messages(written, g.subject, commits, g.places, recorded); err != nil {
 			return nil, err
 		}
-		s.recent.keep(msg.Data, one[0])
-		msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(o.claim, 10)}
-		msg.Header[jetstream.ExpectedLastSubjSeqSubjHeader] = []string{ownerSubject(o.partition)}
-		msgs[i], written[i], recorded[i] = msg, packed{msg, []int{i}}, one[0]
+	}
+	msgs := make([]*nats.Msg, len(written))
+	for i, w := range written {
+		w.msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(o.claim, 10)}
+		w.msg.Header[jetstream.ExpectedLastSubjSeqSubjHeader] = []string{ownerSubject(o.partition)}
+		msgs[i] = w.msg
 	}
 	begun := time.Now()
 	var out []published
 	if s.local != nil {
-		out = s.publish(ctx, false, msgs...)
-		s.waitForDisk(ctx, within, out)
+		out = s.publish(ctx, true, msgs...)
 	} else {
 		out = o.oneByOne(ctx, msgs)
 	}
-	err := s.settle(ctx, written, recorded, out)
+	err = s.settle(ctx, written, recorded, out)
 	s.appended(mail, begun, err, recorded...)
 	if errors.Is(err, ErrConflict) {
 		return nil, fmt.Errorf("eventstore: append to partition %d under claim %d: %w", o.partition, o.claim, ErrFenced)
@@ -133,6 +131,26 @@ func (o *Owner) AppendWithin(ctx context.Context, within time.Duration, commits 
 		return nil, fmt.Errorf("eventstore: append to partition %d: %w", o.partition, err)
 	}
 	return recorded, nil
+}
+
+// together groups commits by their accounts, in their order.
+func (o *Owner) together(commits []Commit) ([]*group, error) {
+	var groups []*group
+	known := map[string]*group{}
+	emails := make(map[string]bool, len(commits))
+	for i, c := range commits {
+		if emails[c.Stream.ID] {
+			return nil, fmt.Errorf("eventstore: append two commits of %s at once: the second has to know where the first lies", c.Stream)
+		}
+		emails[c.Stream.ID] = true
+		g := known[c.Stream.Account]
+		if g == nil {
+			g = &group{subject: mailSubject(o.partition, c.Stream.Account)}
+			known[c.Stream.Account], groups = g, append(groups, g)
+		}
+		g.places = append(g.places, i)
+	}
+	return groups, nil
 }
 
 // oneByOne hands messages to a cluster, which checks one expectation of a subject

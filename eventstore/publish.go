@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -45,7 +44,7 @@ func (s *Store) publish(ctx context.Context, durable bool, msgs ...*nats.Msg) []
 	}
 	s.trimming.RUnlock()
 	if durable {
-		s.waitForDisk(ctx, 0, out)
+		s.waitForDisk(ctx, out)
 	}
 	return out
 }
@@ -103,20 +102,20 @@ const (
 // disk. Where the log is elsewhere, or syncs by the clock, it returns at once.
 func (s *Store) Sync(ctx context.Context, log string) error {
 	out := []published{{stream: log}}
-	s.waitForDisk(ctx, 0, out)
+	s.waitForDisk(ctx, out)
 	return out[0].err
 }
 
 // waitForDisk returns when every message that was acknowledged is on disk: all
-// streams sync at the same time, and within the time that is given at the latest.
-func (s *Store) waitForDisk(ctx context.Context, within time.Duration, out []published) {
+// streams sync at the same time.
+func (s *Store) waitForDisk(ctx context.Context, out []published) {
 	if s.local == nil || s.cfg.Durability != Fsync {
 		return
 	}
 	waits := map[string]<-chan error{}
 	for i := range out {
 		if out[i].err == nil && waits[out[i].stream] == nil {
-			waits[out[i].stream] = s.syncer(out[i].stream).enrol(within)
+			waits[out[i].stream] = s.syncer(out[i].stream).enrol()
 		}
 	}
 	for stream, wait := range waits {

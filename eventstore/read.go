@@ -197,13 +197,13 @@ func (s *Store) History(ctx context.Context, of domain.Stream) ([]domain.Recorde
 	if err != nil {
 		return nil, err
 	}
-	return s.backFrom(ctx, tail, of)
+	return backFrom(ctx, s.Read, tail, of)
 }
 
 // Chain is every event of an email whose last commit has the sequence last, in
 // order. It is ErrNoEntry if what lies there is none of the email's.
 func (s *Store) Chain(ctx context.Context, log string, last uint64, id string) ([]domain.Recorded, error) {
-	tail, err := s.Read(ctx, log, last)
+	tail, err := s.chained.at(ctx, log, last)
 	if err != nil {
 		return nil, err
 	}
@@ -212,14 +212,17 @@ func (s *Store) Chain(ctx context.Context, log string, last uint64, id string) (
 	}
 	for _, commit := range tail.Commits() {
 		if commit[0].Stream.ID == id {
-			return s.backFrom(ctx, tail, commit[0].Stream)
+			return backFrom(ctx, s.chained.at, tail, commit[0].Stream)
 		}
 	}
 	return nil, fmt.Errorf("eventstore: %s %d is no commit of the email %s: %w", log, last, id, ErrNoEntry)
 }
 
+// latelyChained is how many entries of emails are kept in memory.
+const latelyChained = 64
+
 // backFrom follows an aggregate's commits from its last to its first.
-func (s *Store) backFrom(ctx context.Context, tail Entry, of domain.Stream) ([]domain.Recorded, error) {
+func backFrom(ctx context.Context, read reader, tail Entry, of domain.Stream) ([]domain.Recorded, error) {
 	var commits [][]domain.Recorded
 	for e := tail; ; {
 		if e.Err != nil {
@@ -238,7 +241,7 @@ func (s *Store) backFrom(ctx context.Context, tail Entry, of domain.Stream) ([]d
 			return nil, fmt.Errorf("eventstore: the history of %s is broken: %s %d comes after %d", of, e.Log, e.Seq, prev)
 		}
 		var err error
-		if e, err = s.Read(ctx, e.Log, prev); err != nil {
+		if e, err = read(ctx, e.Log, prev); err != nil {
 			return nil, fmt.Errorf("eventstore: the history of %s is incomplete: %w", of, err)
 		}
 	}

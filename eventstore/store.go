@@ -20,7 +20,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -103,7 +102,8 @@ type Store struct {
 	url     string
 	streams sync.Map // name → jetstream.Stream
 	recent  *recent
-	content *lru.Cache[uint64, []byte] // messages of content that were written or read last, by sequence
+	content *lately // written or read
+	chained *lately // read
 
 	trimming sync.RWMutex // held while a stream is trimmed, and by what this process appends
 
@@ -144,7 +144,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.fsync == nil {
 		c.fsync = fdatasync
 	}
-	s := &Store{cfg: c, url: c.URL, recent: newRecent(), content: newContentCache(), syncers: map[string]*syncer{}, done: make(chan struct{}), repartitioned: make(chan struct{})}
+	s := &Store{cfg: c, url: c.URL, recent: newRecent(), syncers: map[string]*syncer{}, done: make(chan struct{}), repartitioned: make(chan struct{})}
+	s.content, s.chained = newLately(latelyContent, s.Read), newLately(latelyChained, s.Read)
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

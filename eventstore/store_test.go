@@ -354,7 +354,7 @@ func TestOwnerAndChain(t *testing.T) {
 	}
 	// Emails go on being accepted beside the owner.
 	other := emailIn(s, 1)
-	must(s.Accept(ctx, []Commit{accepted(other)}))(t)
+	theirs := must(s.Accept(ctx, []Commit{accepted(other)}))(t)[0][0]
 
 	one := attempted(of, first[0].Seq, 1)
 	beside := attempted(other, 1, 1)
@@ -387,9 +387,54 @@ func TestOwnerAndChain(t *testing.T) {
 	}
 	// A chain that leads into another email is broken, and says so rather than
 	// mixing the two.
-	broken := must(owner.Append(ctx, attempted(of, second[1][0].Seq, 3)))(t)
+	broken := must(owner.Append(ctx, attempted(of, theirs.Seq, 3)))(t)
 	if _, err := s.Chain(ctx, log, broken[0][0].Seq, of.ID); err == nil || !strings.Contains(err.Error(), "broken") {
 		t.Errorf("a broken chain was read: %v", err)
+	}
+}
+
+// What an owner records at once shares messages, one for each account: all of a message
+// is recorded or none, and whoever repeats the call records none twice.
+func TestOwnerAppendsTogether(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	ctx := t.Context()
+	log := MailLog(1)
+	owner := must(s.Own(ctx, 1, "sender"))(t)
+	var commits []Commit
+	for n := range 30 {
+		mail := emailIn(s, 1)
+		mail.Account = "account-" + strconv.Itoa(n%3)
+		commits = append(commits, attempted(mail, 1, n))
+	}
+	recorded := must(owner.Append(ctx, commits...))(t)
+	if head := must(s.Head(ctx, log))(t); head != owner.Seq()+3 {
+		t.Errorf("30 commits of three accounts took %d messages, want 3", head-owner.Seq())
+	}
+	// It does not know whether that worked, and repeats it, as does another process.
+	for _, as := range []*Store{s, open(t, func(c *Config) { c.URL = s.URL() })} {
+		o := &Owner{store: as, partition: 1, who: "sender", claim: owner.Seq()}
+		if again := must(o.Append(ctx, commits...))(t); !reflect.DeepEqual(again, recorded) {
+			t.Errorf("repeated, they lie at %+v, want %+v", again, recorded)
+		}
+	}
+	for i, c := range commits {
+		rec := recorded[i]
+		if len(rec) != len(c.Events) || rec[0].Stream != c.Stream || rec[0].By.Command != c.By.Command {
+			t.Fatalf("commit %d is recorded as %+v", i, rec)
+		}
+		e := must(s.Read(ctx, log, rec[0].Seq))(t)
+		if e.Subject != "mail.01."+c.Stream.Account || !reflect.DeepEqual(e.Of(c.Stream), rec) {
+			t.Errorf("commit %d reads %+v on %s, want %+v", i, e.Of(c.Stream), e.Subject, rec)
+		}
+	}
+	// The second commit of an email has to name the first, which has no place yet.
+	of := emailIn(s, 1)
+	if _, err := owner.Append(ctx, attempted(of, 1, 1), attempted(of, 1, 2)); err == nil || !strings.Contains(err.Error(), "two commits") {
+		t.Errorf("two commits of an email at once: %v", err)
+	}
+	if head := must(s.Head(ctx, log))(t); head != owner.Seq()+3 {
+		t.Errorf("repeating and refusing wrote %d messages", head-owner.Seq()-3)
 	}
 }
 
@@ -410,7 +455,9 @@ func TestOwnerIsFenced(t *testing.T) {
 
 	commits := make([]Commit, 20)
 	for i := range commits {
-		commits[i] = attempted(of, seq, i+2)
+		mail := emailIn(s, 2)
+		mail.Account = "account-" + strconv.Itoa(i%3) // a message for each
+		commits[i] = attempted(mail, seq, i+2)
 	}
 	if got, err := first.Append(ctx, commits...); !errors.Is(err, ErrFenced) || got != nil {
 		t.Errorf("the first owner still appends: %v, %v; want ErrFenced", got, err)
@@ -810,9 +857,11 @@ func TestExternalServer(t *testing.T) {
 	mail := emailIn(s, 0)
 	seq := must(s.Accept(ctx, []Commit{accepted(mail)}))(t)[0][0].Seq
 	o := must(s.Own(ctx, 0, "first"))(t)
-	last := must(o.Append(ctx, attempted(mail, seq, 1), attempted(mail, seq+2, 2)))(t)[1][0].Seq
-	if got := must(s.Chain(ctx, MailLog(0), last, mail.ID))(t); len(got) != 3 {
-		t.Errorf("the chain has %d events, want 3", len(got))
+	other := emailIn(s, 0)
+	other.Account = "globex" // a message of its own
+	last := must(o.Append(ctx, attempted(other, 1, 1), attempted(mail, seq, 1)))(t)[1][0].Seq
+	if got := must(s.Chain(ctx, MailLog(0), last, mail.ID))(t); len(got) != 2 {
+		t.Errorf("the chain has %d events, want 2", len(got))
 	}
 	must(host.Own(ctx, 0, "second"))(t)
 	if _, err := o.Append(ctx, attempted(mail, last, 3)); !errors.Is(err, ErrFenced) {

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sync"
 	"syscall"
-	"time"
 )
 
 var errClosed = errors.New("the log was closed")
@@ -26,10 +25,9 @@ func fdatasync(f *os.File) error {
 	}
 }
 
-// syncer syncs one stream's block files, at once or, if all who wait can, a little
-// later: a sync costs as much for one entry as for a hundred. The first failure is final: after a
-// failed fsync the kernel may have dropped the bytes, and a later success would
-// prove nothing about them.
+// syncer syncs one stream's block files. The first failure is final: after a failed
+// fsync the kernel may have dropped the bytes, and a later success would prove nothing
+// about them.
 type syncer struct {
 	dir   string // holds 1.blk, 2.blk, …
 	fsync func(*os.File) error
@@ -43,8 +41,7 @@ type syncer struct {
 
 	mu      sync.Mutex
 	waiting []chan error
-	due     time.Time // when the sync that they wait for begins at the latest
-	stop    error     // set once: what later enrolments get
+	stop    error // set once: what later enrolments get
 }
 
 func newSyncer(dir string, fsync func(*os.File) error, fail func(error)) *syncer {
@@ -58,18 +55,15 @@ func newSyncer(dir string, fsync func(*os.File) error, fail func(error)) *syncer
 	return y
 }
 
-// enrol asks for a sync that begins after this call, and within a time. The channel
-// gets its outcome, once.
-func (y *syncer) enrol(within time.Duration) <-chan error {
+// enrol asks for a sync that begins after this call. The channel gets its outcome,
+// once.
+func (y *syncer) enrol() <-chan error {
 	wait := make(chan error, 1)
 	y.mu.Lock()
 	if y.stop != nil {
 		wait <- y.stop
 		y.mu.Unlock()
 		return wait
-	}
-	if due := time.Now().Add(within); len(y.waiting) == 0 || due.Before(y.due) {
-		y.due = due
 	}
 	y.waiting = append(y.waiting, wait)
 	y.mu.Unlock()
@@ -97,15 +91,8 @@ func (y *syncer) close() {
 
 func (y *syncer) run() {
 	defer close(y.ended)
-	later := time.AfterFunc(time.Hour, y.wake)
-	defer later.Stop()
 	for range y.kick {
 		y.mu.Lock()
-		if left := time.Until(y.due); left > 0 && y.stop == nil {
-			y.mu.Unlock()
-			later.Reset(left)
-			continue
-		}
 		waiting, stop := y.waiting, y.stop
 		y.waiting = nil
 		y.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -28,10 +29,9 @@ const maxTogether = 10
 
 // letter is an email that is ready to go out.
 type letter struct {
-	message  []byte // signed
+	message  []byte // signed, and on disk
 	from     directory.Sender
-	prepared *email.Prepared             // set if it was prepared just now
-	stored   func(context.Context) error // waits until the message is on disk
+	prepared *email.Prepared // set if it was prepared just now
 }
 
 // attempt hands an email over to the recipients whose turn it is. working lives
@@ -109,11 +109,6 @@ func (p *partition) tryOnce(working, live context.Context, m *mail, state email.
 	if err != nil {
 		return err
 	}
-	// The message comes to the disk before the event that names it: after a power
-	// failure between the two, an event without its message could not be sent.
-	if err := l.stored(working); err != nil {
-		return err
-	}
 	m.mu.Lock()
 	if live.Err() != nil {
 		m.mu.Unlock()
@@ -188,7 +183,7 @@ func (p *partition) letter(ctx context.Context, m *mail, state email.State) (let
 		if sum := sha256.Sum256(message); hex.EncodeToString(sum[:]) != m.prepared.Digest {
 			return letter{}, fmt.Errorf("%w: the stored message is not the one that was signed", errBroken)
 		}
-		return letter{message: message, from: from, stored: func(context.Context) error { return nil }}, nil
+		return letter{message: message, from: from}, nil
 	}
 	message, err := p.build(ctx, m, state.Due)
 	if err != nil {
@@ -284,19 +279,72 @@ func Compose(env email.Envelope, content email.Content) (delivery.Message, error
 	return m, errors.Join(faults...)
 }
 
-// store keeps the signed message, so that each attempt sends the same bytes.
+// store keeps the signed message, so that each attempt sends the same bytes. It is on
+// disk before the event that names it: after a power failure between the two, an event
+// without its message could not be sent.
 func (p *partition) store(ctx context.Context, m *mail, from directory.Sender, message []byte) (letter, error) {
 	sum := sha256.Sum256(message)
 	sealed, err := p.d.Vault.SealBeside(ctx, m.account, classBody, m.id.String(), m.accepted.Envelope, message)
 	if err != nil {
 		return letter{}, err
 	}
-	refs, stored, err := p.d.Store.PutContent(ctx, m.account, p.d.patience(), [][]byte{sealed})
+	within := p.d.patience()
+	if len(sealed) > small {
+		within = 0
+	}
+	stored, err := p.d.content.ask(ctx, within, blob{m.account, sealed})
+	if err == nil {
+		err = stored.err
+	}
 	if err != nil {
 		return letter{}, err
 	}
-	prepared := &email.Prepared{Message: refs[0], Digest: hex.EncodeToString(sum[:]), Size: len(message), Selector: from.Selector}
-	return letter{message: message, from: from, prepared: prepared, stored: stored}, nil
+	prepared := &email.Prepared{Message: stored.ref, Digest: hex.EncodeToString(sum[:]), Size: len(message), Selector: from.Selector}
+	return letter{message: message, from: from, prepared: prepared}, nil
+}
+
+// small is up to how many bytes a message shares one of the log's with others.
+const small = 64 << 10
+
+// blob is a sealed message that is to be stored.
+type blob struct {
+	account string
+	data    []byte
+}
+
+// stored is where a blob lies, on disk, or why it does not.
+type stored struct {
+	ref domain.ContentRef
+	err error
+}
+
+// putContent stores blobs, those of each account together.
+func (d *Dispatcher) putContent(ctx context.Context, blobs []blob) ([]stored, error) {
+	places := map[string][]int{}
+	for i, b := range blobs {
+		places[b.account] = append(places[b.account], i)
+	}
+	all := make([]stored, len(blobs))
+	var accounts sync.WaitGroup
+	for account, its := range places {
+		accounts.Go(func() {
+			data := make([][]byte, len(its))
+			for n, i := range its {
+				data[n] = blobs[i].data
+			}
+			refs, onDisk, err := d.Store.PutContent(ctx, account, data)
+			if err == nil {
+				err = onDisk(ctx)
+			}
+			for n, i := range its {
+				if all[i].err = err; err == nil {
+					all[i].ref = refs[n]
+				}
+			}
+		})
+	}
+	accounts.Wait()
+	return all, nil
 }
 
 // starting makes the command that begins an attempt, and opens the addresses of

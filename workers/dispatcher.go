@@ -55,7 +55,7 @@ type Config struct {
 	Random    func() float64     // in [0, 1); nil is math/rand
 	Log       *slog.Logger
 
-	Concurrency int   // attempts under way at once, 0 is 200
+	Concurrency int   // attempts under way at once, 0 is 300
 	Memory      int64 // bytes of large messages that are held at once, 0 is 256 MiB; one always is
 }
 
@@ -67,20 +67,22 @@ const tick = 200 * time.Millisecond
 // message counts as unknown.
 const drain = 30 * time.Second
 
-// sharing is how long a record waits for others to share a sync of the disk with,
-// when so many attempts are under way that some will come: half of what a server
-// does under load, beside signing, was to wait for the disk once more.
+// sharing is how long a record waits for others to share a message and a sync of the
+// disk with, if all attempts are taken; if fewer are under way, so much less: half of
+// what a server did under load, beside signing, was to write and read one more message.
+// Up to crowd attempts wait for nobody.
 const (
-	sharing = 20 * time.Millisecond
+	sharing = 40 * time.Millisecond
 	crowd   = 16
 )
 
 func (d *Dispatcher) patience() time.Duration {
 	// Each partition holds a slot while it looks for the next email.
-	if len(d.slots) < crowd+d.Store.Partitions() {
+	under := len(d.slots) - d.Store.Partitions()
+	if under < crowd {
 		return 0
 	}
-	return sharing
+	return sharing * time.Duration(under) / time.Duration(cap(d.slots))
 }
 
 // Dispatcher hands over the emails of all partitions. Run owns each partition
@@ -91,6 +93,7 @@ type Dispatcher struct {
 	memory  *semaphore.Weighted // for large messages
 	signing chan struct{}       // of messages being built and signed, which takes a core each
 	signers *signers
+	content *gather[blob, stored]
 
 	partitions []*partition
 }
@@ -98,7 +101,7 @@ type Dispatcher struct {
 // NewDispatcher makes a dispatcher.
 func NewDispatcher(c Config) *Dispatcher {
 	if c.Concurrency == 0 {
-		c.Concurrency = 200
+		c.Concurrency = 300
 	}
 	if c.Memory == 0 {
 		c.Memory = 256 << 20
@@ -113,6 +116,7 @@ func NewDispatcher(c Config) *Dispatcher {
 		signing: make(chan struct{}, runtime.NumCPU()),
 		signers: &signers{held: map[string]*delivery.Signer{}},
 	}
+	d.content = &gather[blob, stored]{do: d.putContent}
 	for n := range c.Store.Partitions() {
 		d.partitions = append(d.partitions, newPartition(d, n))
 	}

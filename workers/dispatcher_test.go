@@ -169,7 +169,7 @@ func (f *fixture) acceptBody(account, to, text string) uuid.UUID {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	refs, wait, err := f.store.PutContent(f.t.Context(), account, 0, [][]byte{content})
+	refs, wait, err := f.store.PutContent(f.t.Context(), account, [][]byte{content})
 	if err = errors.Join(err, wait(f.t.Context())); err != nil {
 		f.t.Fatal(err)
 	}
@@ -318,7 +318,7 @@ func TestSlowReceiversOfSomeAccountsLeaveRoomForOthers(t *testing.T) {
 		}
 	}
 	testenv.Eventually(t, 20*time.Second, func() error {
-		if n := slow.held.Load(); n < 160 {
+		if n := slow.held.Load(); n < 240 {
 			return fmt.Errorf("%d attempts are held up", n)
 		}
 		return nil

@@ -81,6 +81,7 @@ type partition struct {
 
 	mu      sync.Mutex
 	owner   *eventstore.Owner
+	commits *gather[eventstore.Commit, []domain.Recorded] // of this ownership
 	open    map[uuid.UUID]*mail
 	agenda  *agenda
 	working bool           // whether this process owns it at the moment, and knows what is open
@@ -199,6 +200,9 @@ func (p *partition) takeOver(ctx context.Context) error {
 	}
 	p.mu.Lock()
 	p.owner, p.open, p.agenda, p.changed = owner, map[uuid.UUID]*mail{}, newAgenda(), make(chan struct{})
+	p.commits = &gather[eventstore.Commit, []domain.Recorded]{do: func(ctx context.Context, commits []eventstore.Commit) ([][]domain.Recorded, error) {
+		return p.append(ctx, owner, commits)
+	}}
 	p.wire, p.broken = map[string]int{}, make(chan error, 1)
 	p.unsure.Store(false)
 	p.seq = p.loadSnapshot(ctx)
@@ -484,10 +488,8 @@ func (p *partition) release(m *mail, again time.Time) {
 	p.wake()
 }
 
-// decide puts a command to an email and records what follows, on disk as
-// Owner.AppendWithin says. The caller holds the email's lock. An answer that does
-// not come is waited for: the command's identity makes trying again safe, as long
-// as the log recognises a commit that comes again.
+// decide puts a command to an email and records what follows, with what else is to be
+// recorded within a time. The caller holds the email's lock.
 func (p *partition) decide(ctx context.Context, m *mail, c email.Command, within time.Duration) ([]domain.Recorded, error) {
 	of := email.Stream(m.account, m.id)
 	events, err := email.Decider.Decide(of, m.state, c)
@@ -499,19 +501,7 @@ func (p *partition) decide(ctx context.Context, m *mail, c email.Command, within
 		commit.Events[i] = e
 	}
 	commit.At = p.d.Now()
-	var recorded [][]domain.Recorded
-	begun := time.Now()
-	for {
-		recorded, err = p.owner.AppendWithin(ctx, within, commit)
-		if !errors.Is(err, eventstore.ErrUnavailable) || time.Since(begun) > p.d.Store.Recognised()/2 || ctx.Err() != nil {
-			break
-		}
-		p.log.Warn("what happened to an email cannot be recorded yet", "email", m.id, "error", err)
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-		}
-	}
+	recorded, err := p.commits.ask(ctx, within, commit)
 	if err != nil {
 		p.unsure.Store(true)
 		select {
@@ -520,10 +510,28 @@ func (p *partition) decide(ctx context.Context, m *mail, c email.Command, within
 		}
 		return nil, err
 	}
-	for _, rec := range recorded[0] {
+	for _, rec := range recorded {
 		m.fold(rec)
 	}
-	return recorded[0], nil
+	return recorded, nil
+}
+
+// append records commits. An answer that does not come is waited for: the commands'
+// identities make trying again safe, as long as the log recognises messages that come
+// again.
+func (p *partition) append(ctx context.Context, owner *eventstore.Owner, commits []eventstore.Commit) ([][]domain.Recorded, error) {
+	begun := time.Now()
+	for {
+		recorded, err := owner.Append(ctx, commits...)
+		if !errors.Is(err, eventstore.ErrUnavailable) || time.Since(begun) > p.d.Store.Recognised()/2 || ctx.Err() != nil {
+			return recorded, err
+		}
+		p.log.Warn("what happened to emails cannot be recorded yet", "emails", len(commits), "error", err)
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // record is decide with the email's lock.

@@ -114,7 +114,7 @@ type contents struct{ body, message domain.ContentRef }
 
 func (c benchLoad) putContents(ctx context.Context, store *eventstore.Store, account string) (contents, error) {
 	r := rand.New(rand.NewPCG(c.Seed, 1<<32))
-	refs, onDisk, err := store.PutContent(ctx, account, 0, [][]byte{noise(r, 1500), noise(r, 2400)})
+	refs, onDisk, err := store.PutContent(ctx, account, [][]byte{noise(r, 1500), noise(r, 2400)})
 	if err != nil {
 		return contents{}, err
 	}
