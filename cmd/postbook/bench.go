@@ -117,7 +117,7 @@ func (b *bench) tell(name string, value float64, unit, of string, limit float64)
 type limits struct{ appends, signs, postfix float64 }
 
 // run measures the program as a process of its own: first taking mail in while none
-// can leave, then reading it back, then handing mail over.
+// can leave, then handing mail over, and reading back what became of it.
 func (b *bench) run(ctx context.Context) (err error) {
 	var of limits
 	if slices.Contains(b.Parts, "limits") {
@@ -236,9 +236,6 @@ func (b *bench) takingIn(ctx context.Context, of limits) error {
 			b.tell("  against Postfix", got.rate, "/s", "Postfix", of.postfix)
 		}
 	}
-	if err := b.projections(ctx, facts); err != nil {
-		return err
-	}
 	select {
 	case <-time.After(2*trimEvery + 5*time.Second): // what it does not need is given back by then
 	case <-ctx.Done():
@@ -260,12 +257,11 @@ func (b *bench) handingOver(ctx context.Context, of limits) error {
 		return err
 	}
 	defer stop()
-	mails := b.Mails / 2
-	if _, err := b.client(facts).send(ctx, mails, b.Clients/4, 100); err != nil {
+	if _, err := b.client(facts).send(ctx, b.Mails, b.Clients/4, 100); err != nil {
 		return err
 	}
 	time.Sleep(2 * time.Second) // the read models have caught up
-	delivered, err := sink.measure(ctx, mails/100*100)
+	delivered, err := sink.measure(ctx, b.Mails/100*100)
 	if err != nil {
 		return err
 	}
@@ -273,7 +269,7 @@ func (b *bench) handingOver(ctx context.Context, of limits) error {
 	if of.postfix > 0 {
 		b.tell("  against Postfix", delivered, "/s", "Postfix", of.postfix)
 	}
-	return nil
+	return b.projections(ctx, facts, "delivery")
 }
 
 func (b *bench) client(facts devFacts) *benchClient {
@@ -316,9 +312,9 @@ var benchPID atomic.Int64
 
 func (b *bench) pid(pid int) { benchPID.Store(int64(pid)) }
 
-// projections measures building the read model of the emails again, against
-// copying as many rows of the same width.
-func (b *bench) projections(ctx context.Context, facts devFacts) error {
+// projections measures building the read model of the emails again, from a log in which
+// they have gone their whole way, against copying as many rows of the same width.
+func (b *bench) projections(ctx context.Context, facts devFacts, name string) error {
 	pool, err := pgxpool.New(ctx, facts.DatabaseURL)
 	if err != nil {
 		return err
@@ -375,7 +371,7 @@ func (b *bench) projections(ctx context.Context, facts devFacts) error {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, self, "projections", "rebuild", "emails", "--json")
-	cmd.Env = append(os.Environ(), "POSTBOOK_DATA_DIR="+filepath.Join(b.dir, "intake"))
+	cmd.Env = append(os.Environ(), "POSTBOOK_DATA_DIR="+filepath.Join(b.dir, name))
 	said, err := cmd.Output()
 	if err != nil {
 		return fmt.Errorf("rebuild: %w", err)
