@@ -78,17 +78,19 @@ func (c verifyCommand) verifyLog(ctx context.Context, cfg Config, out output) (b
 	var entries uint64
 	for _, log := range reading.logs {
 		v.Log, v.Dir, v.Origin = log, cfg.sealPath(log), seal.Origin(instance, log)
-		if v.Copies, err = c.copies(ctx, cfg, log); err != nil {
-			return false, err
-		}
-		if v.Shared, err = reading.shared(ctx, log); err != nil {
-			return false, err
-		}
 		sums := reading.sums(log)
 		if older != nil {
 			sums = older.Sums(log, sums, reading.mark)
 		}
-		report, err := v.Verify(ctx, sums)
+		report, err := reading.believed(ctx, func() (report *seal.Report, err error) {
+			if v.Copies, err = c.copies(ctx, cfg, log); err != nil {
+				return nil, err
+			}
+			if v.Shared, err = reading.shared(ctx, log); err != nil {
+				return nil, err
+			}
+			return v.Verify(ctx, sums)
+		})
 		if err != nil {
 			return false, fmt.Errorf("verify %s: %w", log, err)
 		}
@@ -157,6 +159,33 @@ type reading struct {
 	mark  []byte
 	heads *eventstore.Bucket // that several processes share; nil if the log is one process's own
 	now   time.Time          // zero where nobody is to be sealing
+}
+
+// How long what a cluster says of a rewritten past has to last before it is believed. A
+// server that is cut off from the others, and led them before, answers for some seconds
+// as if it still did, and misses what was written since.
+const (
+	believedAfter = time.Minute
+	lookedAtEvery = 5 * time.Second
+)
+
+// believed looks at a log until nothing is wrong with it, or what is wrong has lasted.
+func (r reading) believed(ctx context.Context, look func() (*seal.Report, error)) (*seal.Report, error) {
+	begun := time.Now()
+	for said := false; ; said = true {
+		report, err := look()
+		if err != nil || report.OK() || r.heads == nil || time.Since(begun) >= believedAfter {
+			return report, err
+		}
+		if !said {
+			fmt.Fprintf(os.Stderr, "%s is not as it was sealed. A server that was just cut off says so too: it is looked at for a minute.\n", report.Log)
+		}
+		select {
+		case <-time.After(lookedAtEvery):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // shared is the newest head of a log that any process has signed, or nil.
