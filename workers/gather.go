@@ -25,8 +25,9 @@ type gathered[T, R any] struct {
 	err     error
 }
 
-// ask returns the answer to one item, which may wait for others within a time. If ctx
-// ends before the answer comes, the item may have been done, or may still be.
+// ask returns the answer to one item, which may wait for others within a time: that of
+// the one who came first. If ctx ends before the answer comes, the item may have been
+// done, or may still be.
 func (g *gather[T, R]) ask(ctx context.Context, within time.Duration, item T) (answer R, err error) {
 	if within == 0 {
 		answers, err := g.do(ctx, []T{item})
