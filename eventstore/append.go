@@ -93,16 +93,9 @@ func (s *Store) Accept(ctx context.Context, commits []Commit) ([][]domain.Record
 	if err != nil {
 		return nil, err
 	}
-	recorded := make([][]domain.Recorded, len(commits))
-	var written []packed
-	for _, g := range groups {
-		if written, err = s.messages(written, g.subject, commits, g.places, recorded); err != nil {
-			return nil, err
-		}
-	}
-	msgs := make([]*nats.Msg, len(written))
-	for i, m := range written {
-		msgs[i] = m.msg
+	written, msgs, recorded, err := s.encodeAll(groups, commits)
+	if err != nil {
+		return nil, err
 	}
 	begun := time.Now()
 	err = s.settle(ctx, written, recorded, s.publish(ctx, true, msgs...))
@@ -156,6 +149,21 @@ func (s *Store) together(ctx context.Context, commits []Commit) ([]*group, error
 type packed struct {
 	msg    *nats.Msg
 	places []int
+}
+
+// encodeAll encodes the commits of groups. The messages are those that are packed, in
+// their order.
+func (s *Store) encodeAll(groups []*group, commits []Commit) (written []packed, msgs []*nats.Msg, recorded [][]domain.Recorded, err error) {
+	recorded = make([][]domain.Recorded, len(commits))
+	for _, g := range groups {
+		if written, err = s.messages(written, g.subject, commits, g.places, recorded); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	for _, w := range written {
+		msgs = append(msgs, w.msg)
+	}
+	return written, msgs, recorded, nil
 }
 
 // maxTogether bounds a message of several commits, in bytes.

@@ -102,18 +102,13 @@ func (o *Owner) Append(ctx context.Context, commits ...Commit) ([][]domain.Recor
 	if err != nil {
 		return nil, err
 	}
-	var written []packed
-	recorded := make([][]domain.Recorded, len(commits))
-	for _, g := range groups {
-		if written, err = s.messages(written, g.subject, commits, g.places, recorded); err != nil {
-			return nil, err
-		}
+	written, msgs, recorded, err := s.encodeAll(groups, commits)
+	if err != nil {
+		return nil, err
 	}
-	msgs := make([]*nats.Msg, len(written))
-	for i, w := range written {
-		w.msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(o.claim, 10)}
-		w.msg.Header[jetstream.ExpectedLastSubjSeqSubjHeader] = []string{ownerSubject(o.partition)}
-		msgs[i] = w.msg
+	for _, m := range msgs {
+		m.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(o.claim, 10)}
+		m.Header[jetstream.ExpectedLastSubjSeqSubjHeader] = []string{ownerSubject(o.partition)}
 	}
 	begun := time.Now()
 	var out []published

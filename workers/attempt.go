@@ -292,14 +292,14 @@ func (p *partition) store(ctx context.Context, m *mail, from directory.Sender, m
 	if len(sealed) > small {
 		within = 0
 	}
-	stored, err := p.d.content.ask(ctx, within, blob{m.account, sealed})
+	where, err := p.d.content.ask(ctx, within, blob{m.account, sealed})
 	if err == nil {
-		err = stored.err
+		err = where.err
 	}
 	if err != nil {
 		return letter{}, err
 	}
-	prepared := &email.Prepared{Message: stored.ref, Digest: hex.EncodeToString(sum[:]), Size: len(message), Selector: from.Selector}
+	prepared := &email.Prepared{Message: where.ref, Digest: hex.EncodeToString(sum[:]), Size: len(message), Selector: from.Selector}
 	return letter{message: message, from: from, prepared: prepared}, nil
 }
 
